@@ -1,0 +1,2253 @@
+#!/usr/bin/env bun
+/**
+ * PAI Observability: see live what your coding-agent sessions do.
+ *
+ *     bun start                          http://localhost:3001
+ *
+ * A plugin posts an event when a session starts, a tool has run, a subagent is
+ * spawned, a session ends. This file is the whole server. The life of an event:
+ *
+ *     POST ──▶ guard ──▶ parse ──▶ batch ──▶ commit ──▶ acknowledge
+ *                                               └─────▶ publish ──▶ every subscriber
+ *
+ * Config      the environment, checked; all bad values reported at once
+ * Log         one line each, never a payload
+ * Events      unknown JSON in, a TelemetryEvent out, or an error that names the field
+ * Store       all SQL: the append-only log, the folds, retention
+ * Hub         fan-out: a subscriber is a cursor on the log
+ * Ingest      group commit: one turn of the event loop, one transaction
+ * Guard       who may ask: Host, Origin, token, content type, size
+ * Routes      one table, handlers of a few lines
+ * Lifecycle   startServer, timers, signals, main
+ *
+ * A section calls only what stands above it.
+ */
+
+import { Database, SQLiteError } from "bun:sqlite";
+import { timingSafeEqual } from "node:crypto";
+import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { version } from "./package.json";
+
+const SECOND_MS = 1_000;
+const MINUTE_MS = 60 * SECOND_MS;
+const HOUR_MS = 60 * MINUTE_MS;
+
+// ─── Config ──────────────────────────────────────────────────────────────────
+// Reads the environment once, at the start. Nothing else in this file does.
+
+export interface Config {
+  port: number;
+  /** A host name or address; `localhost` is both 127.0.0.1 and ::1. */
+  host: string;
+  dataDir: string;
+  retentionHours: number;
+  logLevel: LogLevel;
+  /** Wanted from every client but on /health; null: nobody is asked. */
+  authToken: string | null;
+  /** Accepted in the Host header beside the loopback names, lower case. */
+  allowedHosts: string[];
+  /** Other origins whose pages may read and write, as browsers send them. */
+  allowedOrigins: string[];
+  maxSubscribers: number;
+}
+
+const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
+type LogLevel = (typeof LOG_LEVELS)[number];
+
+const MIN_TOKEN_CHARS = 32;
+
+/** A reason not to start that the user can mend: one line per problem, no stack trace. */
+export class StartError extends Error {
+  constructor(readonly problems: string[]) {
+    super(problems.join("\n"));
+  }
+}
+
+/**
+ * The configuration in `env`. An empty value counts as not set.
+ *
+ * @throws StartError with one line per bad variable: its name, its value, what is accepted
+ */
+export function loadConfig(env: Record<string, string | undefined>): Config {
+  const problems: string[] = [];
+
+  function read<T>(
+    name: string,
+    fallback: T,
+    accepted: string,
+    parse: (text: string) => T | undefined,
+  ): T {
+    const text = env[name]?.trim();
+    if (!text) return fallback;
+    const value = parse(text);
+    if (value !== undefined) return value;
+    const shown = name === "AUTH_TOKEN" ? "(not shown)" : JSON.stringify(text);
+    problems.push(`${name}=${shown}: expected ${accepted}`);
+    return fallback;
+  }
+
+  const wholeNumber = (min: number, max: number) => (text: string) =>
+    /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max ? Number(text) : undefined;
+  const list = (isItem: (item: string) => boolean) => (text: string) => {
+    const items = text
+      .split(",")
+      .map((item) => item.trim())
+      .filter((item) => item !== "");
+    return items.every(isItem) ? items : undefined;
+  };
+
+  const config: Config = {
+    port: read(
+      "PORT",
+      3001,
+      "a whole number from 0 (any free port) to 65535",
+      wholeNumber(0, 65_535),
+    ),
+    host: read("HOST", "localhost", "a host name or an address, without a port", (text) =>
+      /^([\w.-]+|\[?[0-9a-f:.]+\]?)$/i.test(text) ? text : undefined,
+    ).replace(/^\[|\]$/g, ""),
+    dataDir: read("DATA_DIR", "./data", "a directory", (text) => text),
+    retentionHours: read(
+      "RETENTION_HOURS",
+      168,
+      "a number of hours above 0, fractions allowed",
+      (text) => (Number(text) > 0 && Number(text) <= 1e6 ? Number(text) : undefined),
+    ),
+    logLevel: read("LOG_LEVEL", "info", LOG_LEVELS.join(", "), (text) =>
+      LOG_LEVELS.find((level) => level === text.toLowerCase()),
+    ),
+    authToken: read<string | null>(
+      "AUTH_TOKEN",
+      null,
+      `at least ${MIN_TOKEN_CHARS} printable characters without spaces`,
+      (text) => (text.length >= MIN_TOKEN_CHARS && /^[\x21-\x7e]+$/.test(text) ? text : undefined),
+    ),
+    allowedHosts: read<string[]>(
+      "ALLOWED_HOSTS",
+      [],
+      "host names, comma-separated, each with or without a port",
+      list((item) => HOST_HEADER.test(item)),
+    ).map((item) => item.toLowerCase()),
+    allowedOrigins: read<string[]>(
+      "ALLOWED_ORIGINS",
+      [],
+      "exact origins, comma-separated, such as http://localhost:5173",
+      list((item) => URL.parse(item)?.origin === item),
+    ),
+    maxSubscribers: read(
+      "MAX_SUBSCRIBERS",
+      256,
+      "a whole number from 1 to 100000",
+      wholeNumber(1, 100_000),
+    ),
+  };
+
+  if (!isLoopback(config.host) && !env.AUTH_TOKEN?.trim())
+    problems.push(
+      `HOST=${JSON.stringify(config.host)}: not a loopback name, so other machines could read your prompts: ` +
+        `set AUTH_TOKEN (at least ${MIN_TOKEN_CHARS} characters) as well, or use localhost`,
+    );
+  if (problems.length > 0) throw new StartError(problems);
+  return config;
+}
+
+/** `name`, `name:port`, `[v6]` or `[v6]:port`; group 1 is the name. */
+const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i;
+
+function isLoopback(host: string): boolean {
+  return /^(localhost|127(\.\d{1,3}){3}|::1)$/i.test(host);
+}
+
+// ─── Log ─────────────────────────────────────────────────────────────────────
+// One line per message. Never a payload: prompts and arguments are private.
+
+export type Log = Record<LogLevel, (message: string) => void>;
+
+/** Writes messages of `level` and above; warnings and errors go to stderr. */
+export function createLog(level: LogLevel): Log {
+  const threshold = LOG_LEVELS.indexOf(level);
+  const writer = (at: LogLevel, write: (line: string) => void) => (message: string) => {
+    if (LOG_LEVELS.indexOf(at) >= threshold)
+      write(`${new Date().toISOString()} ${at} ${escapeControls(message)}`);
+  };
+  return {
+    debug: writer("debug", console.log),
+    info: writer("info", console.log),
+    warn: writer("warn", console.error),
+    error: writer("error", console.error),
+  };
+}
+
+/** So that a name with a line break in it can't forge a line, nor move the cursor of a terminal. */
+function escapeControls(text: string): string {
+  return text.replace(
+    /[\x00-\x1f\x7f-\x9f\u2028\u2029]/g,
+    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+}
+
+// ─── Events ──────────────────────────────────────────────────────────────────
+// Unknown JSON in, a TelemetryEvent out, or an HttpError that names the field.
+// Pure. The dialect of pai-unified.ts is translated here, at the edge: nothing
+// below knows that it exists.
+
+/** An answer other than success: `message` says what was wrong and where. */
+export class HttpError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly headers: Record<string, string> = {},
+  ) {
+    super(message);
+  }
+}
+
+/** What a field of `data` must be. Null and absent mean the same: not known. */
+interface Field {
+  expected: string;
+  accepts: (value: unknown) => boolean;
+  required?: true;
+}
+
+const MAX_ID_CHARS = 256;
+/** Thirty years: nothing that a session does takes longer, and sums of it stay exact. */
+const MAX_DURATION_MS = 1e12;
+
+const NAME: Field = {
+  expected: `a string of 1 to ${MAX_ID_CHARS} characters`,
+  accepts: (value) => typeof value === "string" && value.length > 0 && value.length <= MAX_ID_CHARS,
+};
+const REQUIRED_NAME: Field = { ...NAME, required: true };
+const TEXT: Field = {
+  expected: "a string",
+  accepts: (value) => typeof value === "string",
+};
+const FLAG: Field = {
+  expected: "true or false",
+  accepts: (value) => typeof value === "boolean",
+};
+const NUMBER: Field = {
+  expected: "a number",
+  accepts: (value) => typeof value === "number" && Number.isFinite(value),
+};
+const DURATION: Field = {
+  expected: `a number from 0 to ${MAX_DURATION_MS}`,
+  accepts: (value) => typeof value === "number" && value >= 0 && value <= MAX_DURATION_MS,
+};
+const TEXT_OR_OBJECT: Field = {
+  expected: "a string or an object",
+  accepts: (value) => typeof value === "string" || isRecord(value),
+};
+const NUMBER_OR_OBJECT: Field = {
+  expected: "a number or an object",
+  accepts: (value) => NUMBER.accepts(value) || isRecord(value),
+};
+
+/** What is known of a session as a whole: the newest value of each counts. */
+const SESSION_FACTS = {
+  title: TEXT,
+  directory: TEXT,
+  agent: TEXT,
+  model: TEXT_OR_OBJECT,
+  parent_session_id: NAME,
+  tokens: NUMBER_OR_OBJECT,
+  cost: NUMBER,
+} satisfies Record<string, Field>;
+
+/**
+ * Every accepted type and the fields of its `data` that are checked; other fields are kept as
+ * they are. A new type is one line here: it is then stored, streamed and listed.
+ */
+export const EVENT_TYPES = {
+  session_start: SESSION_FACTS,
+  session_update: SESSION_FACTS,
+  session_end: { ...SESSION_FACTS, duration_seconds: DURATION },
+  session_error: {},
+  tool_use: {
+    tool: REQUIRED_NAME,
+    duration_ms: DURATION,
+    call_id: NAME,
+    success: FLAG,
+  },
+  agent_spawn: {
+    subagent_type: REQUIRED_NAME,
+    prompt: TEXT,
+    duration_ms: DURATION,
+    call_id: NAME,
+    child_session_id: NAME,
+    success: FLAG,
+  },
+  agent_complete: {
+    subagent_type: NAME,
+    duration_ms: DURATION,
+    call_id: NAME,
+    success: FLAG,
+  },
+  input_requested: { request_id: NAME, kind: TEXT },
+  input_resolved: { request_id: NAME, kind: TEXT },
+  tool_blocked: {},
+  security_block: {},
+  security_warn: {},
+  message_user: {},
+  message_assistant: {},
+  rating_explicit: {},
+  rating_implicit: {},
+  voice_sent: {},
+  learning_captured: {},
+  isc_validated: {},
+  context_loaded: {},
+} satisfies Record<string, Record<string, Field>>;
+
+export type EventType = keyof typeof EVENT_TYPES;
+
+/** An event as the store takes it. Times are milliseconds UTC since 1970. */
+export interface TelemetryEvent {
+  /** The poster's own id: the same one again stores nothing. */
+  client_id: string | null;
+  session_id: string;
+  type: EventType;
+  timestamp: number;
+  /** The tool or the subagent_type. */
+  name: string | null;
+  call_id: string | null;
+  duration_ms: number | null;
+  failed: boolean;
+  /** What it says of its session as a whole, if anything. */
+  facts: Record<string, unknown> | null;
+  /** The posted data, a JSON object as text. */
+  data: string;
+  /** An agent of which this tool call is the only trace: stored with it, or not at all. */
+  implied?: TelemetryEvent;
+}
+
+/** Deeper JSON than this is refused: JSON.stringify and SQLite's own functions give up at some depth. */
+const MAX_DEPTH = 64;
+
+/** The newest date that JavaScript can name, in milliseconds. */
+const MAX_DATE_MS = 8.64e15;
+
+/** Epoch numbers below this are seconds: as seconds it is the year 5138, as milliseconds 1973. */
+const EPOCH_SECONDS_LIMIT = 1e11;
+
+const ISO_WITH_OFFSET = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$/;
+
+/** Names that a streamed event has for itself; a field of `data` so named is kept as `data_<name>`. */
+const ENVELOPE = ["id", "type", "session_id", "timestamp"] as const;
+
+/**
+ * The event that `body`, parsed JSON of any kind, describes.
+ *
+ * @param receivedAt milliseconds: the timestamp where none is given, and the latest one accepted
+ * @throws HttpError 400 naming the field and what was expected of it
+ */
+export function parseEvent(body: unknown, receivedAt: number): TelemetryEvent {
+  if (!isRecord(body)) throw invalid("event", "a JSON object", body);
+  if (isDeeperThan(body, MAX_DEPTH))
+    throw new HttpError(400, `event: nested deeper than ${MAX_DEPTH} levels`);
+  const isDialect = Object.hasOwn(body, "event_type") && body.type == null;
+  const { id, type, session_id, timestamp, data, ...rest } = isDialect
+    ? translateDialect(body)
+    : body;
+
+  if (!isEventType(type))
+    throw invalid(
+      isDialect ? "event_type" : "type",
+      `one of ${Object.keys(EVENT_TYPES).join(", ")}`,
+      type,
+    );
+  check("session_id", REQUIRED_NAME, session_id);
+  check("id", NAME, id);
+  if (data != null && !isRecord(data)) throw invalid("data", "a JSON object", data);
+
+  const fields: Record<string, unknown> = { ...rest, ...data };
+  for (const [name, field] of Object.entries<Field>(EVENT_TYPES[type]))
+    check(`data.${name}`, field, fields[name]);
+  if (type === "agent_complete" && fields.call_id == null && fields.subagent_type == null)
+    throw invalid(
+      "data.call_id",
+      "the call_id of an agent_spawn, or data.subagent_type",
+      undefined,
+    );
+  for (const name of ENVELOPE)
+    if (Object.hasOwn(fields, name)) {
+      fields[`data_${name}`] = fields[name];
+      delete fields[name];
+    }
+
+  /** A field that this type declares, so that it was checked. */
+  const declared = (name: string) => (name in EVENT_TYPES[type] ? (fields[name] ?? null) : null);
+  const seconds = numberOrNull(declared("duration_seconds"));
+  const event: TelemetryEvent = {
+    client_id: textOrNull(id),
+    session_id: textOrNull(session_id) ?? "",
+    type,
+    timestamp: parseTimestamp(timestamp, receivedAt),
+    name: textOrNull(declared("tool") ?? declared("subagent_type")),
+    call_id: textOrNull(declared("call_id")),
+    duration_ms: seconds === null ? numberOrNull(declared("duration_ms")) : seconds * SECOND_MS,
+    failed: hasFailed(type, fields),
+    facts: sessionFacts(type, fields),
+    data: "",
+  };
+  if (type === "tool_use") fields.duration_ms ??= null; // documented on the stream: there even where it isn't known
+  event.data = JSON.stringify(fields);
+  if (isDialect && type === "tool_use" && /^(mcp_)?task$/i.test(event.name ?? ""))
+    event.implied = impliedAgent(event, fields);
+  return event;
+}
+
+/**
+ * ISO 8601 with an offset, or epoch seconds or milliseconds, as milliseconds.
+ *
+ *     absent or null               time of receipt
+ *     "2026-01-01T12:00:00+01:00"  1767265200000
+ *     1767265200                   1767265200000 (seconds)
+ *     1767265200000.7              1767265200000
+ *     later than receipt           time of receipt: a poster's clock may run ahead
+ *     "2026-01-01T12:00:00"        400: whose noon?
+ */
+function parseTimestamp(value: unknown, receivedAt: number): number {
+  if (value == null) return receivedAt;
+  let ms = NaN;
+  if (typeof value === "number") ms = value < EPOCH_SECONDS_LIMIT ? value * SECOND_MS : value;
+  else if (typeof value === "string" && ISO_WITH_OFFSET.test(value)) ms = Date.parse(value);
+  if (!(ms > 0 && ms <= MAX_DATE_MS))
+    throw invalid(
+      "timestamp",
+      "ISO 8601 with an offset (2026-01-01T12:00:00Z), or epoch seconds or milliseconds, after 1970",
+      value,
+    );
+  return Math.min(Math.trunc(ms), receivedAt);
+}
+
+/** `success` decides where it is given; else an `error` does. */
+function hasFailed(type: EventType, fields: Record<string, unknown>): boolean {
+  if (typeof fields.success === "boolean") return !fields.success;
+  return type === "session_error" || (fields.error ?? "") !== "";
+}
+
+function sessionFacts(
+  type: EventType,
+  fields: Record<string, unknown>,
+): Record<string, unknown> | null {
+  if (type !== "session_start" && type !== "session_update" && type !== "session_end") return null;
+  const facts = Object.keys(SESSION_FACTS)
+    .filter((name) => fields[name] != null)
+    .map((name) => [name, fields[name]]);
+  return facts.length > 0 ? Object.fromEntries(facts) : null;
+}
+
+/**
+ * The same event in our words. Source: the emitter of PAI-OpenCode 3.0.1 and captured posts.
+ *
+ *     event_type "tool.execute"   type "tool_use"; other dots become underscores
+ *     agent_type                  subagent_type, "unknown" where it was left out
+ *     task_id                     call_id
+ *     args_preview                args: JSON text, cut at 200 characters
+ *     working_directory           directory
+ *     model {…}                   its name: OpenCode's options and headers can hold keys
+ *     duration_ms of session.end  duration_seconds
+ */
+function translateDialect(body: Record<string, unknown>): Record<string, unknown> {
+  const { event_type, type: _, ...event } = body;
+  if (!isRecord(event.data ?? {})) return { ...event, type: event_type };
+  const { agent_type, task_id, args_preview, working_directory, ...data } = isRecord(event.data)
+    ? event.data
+    : {};
+  const type =
+    event_type === "tool.execute"
+      ? "tool_use"
+      : typeof event_type === "string"
+        ? event_type.replaceAll(".", "_")
+        : event_type;
+  if (task_id != null) data.call_id = task_id;
+  if (args_preview != null) data.args = args_preview;
+  if (working_directory != null) data.directory = working_directory;
+  if (agent_type != null) data.subagent_type = agent_type;
+  else if (type === "agent_spawn" || type === "agent_complete") data.subagent_type ??= "unknown";
+  if (isRecord(data.model)) data.model = data.model.name ?? data.model.id;
+  if (type === "session_end" && typeof data.duration_ms === "number")
+    data.duration_seconds = data.duration_ms / SECOND_MS;
+  return { ...event, type, data };
+}
+
+/** The subagent behind a `task` call of the dialect, which is posted when the agent is done. */
+function impliedAgent(call: TelemetryEvent, fields: Record<string, unknown>): TelemetryEvent {
+  const preview = textOrNull(fields.args) ?? "";
+  const subagent_type = previewField(preview, "subagent_type", "whole");
+  const name = NAME.accepts(subagent_type) ? subagent_type : "unknown";
+  const data = {
+    subagent_type: name,
+    prompt: previewField(preview, "prompt", "cut"),
+    duration_ms: call.duration_ms,
+    call_id: call.call_id,
+    success: !call.failed,
+  };
+  return {
+    ...call,
+    client_id: null,
+    type: "agent_spawn",
+    name,
+    facts: null,
+    data: JSON.stringify(data),
+  };
+}
+
+/**
+ * A string field of JSON text that may break off anywhere; null where it isn't there.
+ *
+ * @param want "whole": only a value that is there to its end; "cut": as much of it as there is
+ */
+function previewField(preview: string, key: string, want: "whole" | "cut"): string | null {
+  const [, text, quote] =
+    preview.match(new RegExp(`"${key}"\\s*:\\s*"((?:[^"\\\\]|\\\\.)*)("?)`)) ?? [];
+  if (text === undefined || (want === "whole" && !quote)) return null;
+  try {
+    return String(JSON.parse(`"${text.replace(/\\u[0-9a-f]{0,3}$/i, "")}"`));
+  } catch {
+    return text; // an escape or a control character that JSON doesn't know: as it was sent
+  }
+}
+
+function isEventType(value: unknown): value is EventType {
+  return typeof value === "string" && Object.hasOwn(EVENT_TYPES, value);
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isDeeperThan(value: unknown, levels: number): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  if (levels === 0) return true;
+  for (const inner of Object.values(value)) if (isDeeperThan(inner, levels - 1)) return true;
+  return false;
+}
+
+function check(name: string, field: Field, value: unknown): void {
+  if (value == null ? field.required : !field.accepts(value))
+    throw invalid(name, field.expected, value);
+}
+
+function invalid(name: string, expected: string, value: unknown): HttpError {
+  const got =
+    value === undefined
+      ? "it is missing"
+      : typeof value === "string"
+        ? `got ${JSON.stringify(value.slice(0, 40).toWellFormed())}${value.length > 40 ? ` (${value.length} characters)` : ""}`
+        : typeof value === "number" || typeof value === "boolean"
+          ? `got ${value}`
+          : `got ${Array.isArray(value) ? "an array" : value === null ? "null" : "an object"}`;
+  return new HttpError(400, `${name}: expected ${expected}; ${got}`);
+}
+
+/** Well-formed, because SQLite keeps UTF-8: a lone surrogate would come back as another string. */
+function textOrNull(value: unknown): string | null {
+  return typeof value === "string" ? value.toWellFormed() : null;
+}
+
+function numberOrNull(value: unknown): number | null {
+  return typeof value === "number" ? value : null;
+}
+
+// ─── Store ───────────────────────────────────────────────────────────────────
+// All SQL. The events are an append-only log; sessions and usage are folds of it, kept in the
+// same transaction, and come out the same in whatever order events arrive. It knows nothing of
+// requests or streams, and refuses to touch a file that it doesn't understand.
+
+/** Each entry brings the schema to the version of its index + 1 (PRAGMA user_version). */
+const MIGRATIONS = [
+  `CREATE TABLE sessions (
+     id               TEXT PRIMARY KEY,
+     started_at       INTEGER NOT NULL,
+     last_event_at    INTEGER NOT NULL,
+     -- 0 where there was none yet, so that MAX needs no care for NULL:
+     last_activity_at INTEGER NOT NULL, -- any event but session_end and session_update
+     last_end_at      INTEGER NOT NULL, -- session_end
+     asked_at         INTEGER NOT NULL, -- input_requested
+     answered_at      INTEGER NOT NULL, -- input_resolved
+     event_count      INTEGER NOT NULL,
+     tool_count       INTEGER NOT NULL,
+     agent_count      INTEGER NOT NULL,
+     error_count      INTEGER NOT NULL,
+     info             TEXT    NOT NULL  -- {"<fact>": [<timestamp>, <value>]}
+   );
+   CREATE INDEX sessions_last_event_at ON sessions (last_event_at);
+
+   CREATE TABLE events (
+     id          INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: a cursor stays unambiguous
+     client_id   TEXT,
+     session_id  TEXT    NOT NULL REFERENCES sessions (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+     type        TEXT    NOT NULL,
+     timestamp   INTEGER NOT NULL,
+     name        TEXT,
+     call_id     TEXT,
+     duration_ms REAL,
+     failed      INTEGER NOT NULL,
+     data        TEXT    NOT NULL
+   );
+   CREATE UNIQUE INDEX events_client_id ON events (client_id) WHERE client_id IS NOT NULL;
+   CREATE INDEX events_session_id ON events (session_id);
+   CREATE INDEX events_timestamp ON events (timestamp);
+   CREATE INDEX events_agent_call ON events (session_id, call_id)
+     WHERE call_id IS NOT NULL AND type IN ('agent_spawn', 'agent_complete');
+
+   CREATE TABLE usage (
+     type     TEXT    NOT NULL, -- tool_use, agent_spawn, or '' for events of any type
+     span     INTEGER NOT NULL, -- a minute or an hour, in milliseconds
+     start    INTEGER NOT NULL,
+     name     TEXT    NOT NULL,
+     count    INTEGER NOT NULL,
+     timed    INTEGER NOT NULL, -- how many durations are known
+     total_ms REAL    NOT NULL,
+     max_ms   REAL,
+     errors   INTEGER NOT NULL,
+     PRIMARY KEY (type, span, start, name)
+   ) WITHOUT ROWID;
+
+   -- Events up to this id may be gone: a cursor below it can't be served in full.
+   CREATE TABLE watermark (event_id INTEGER NOT NULL);
+
+   -- Ids start at the time of creation, so that a cursor from an earlier database of this
+   -- directory lies below the watermark, rather than quietly pointing at other events.
+   INSERT INTO sqlite_sequence (name, seq) VALUES ('events', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER));
+   INSERT INTO watermark SELECT seq FROM sqlite_sequence WHERE name = 'events';`,
+];
+
+/** An active session without an event for this long is stale: its process may be gone. */
+const STALE_MS = HOUR_MS;
+
+/** Rows deleted, or pages given back, between two turns of the event loop: some milliseconds. */
+const PRUNE_ROWS = 500;
+const VACUUM_PAGES = 200;
+
+/** A stored event, as the log has it. */
+export interface StoredEvent {
+  id: number;
+  type: string;
+  session_id: string;
+  timestamp: number;
+  duration_ms: number | null;
+  data: string;
+  /** Of its session; only where the type is session_end, else null. */
+  started_at: number | null;
+}
+
+/** What became of one post: the ids of its events, in order, and how many rows were new. */
+export interface Receipt {
+  ids: number[];
+  stored: number;
+}
+
+/** Which events, and from where: ids are exclusive, null means any. */
+export interface EventFilter {
+  after: number | null;
+  before: number | null;
+  sessionId: string | null;
+  type: EventType | null;
+}
+
+export interface Session {
+  id: string;
+  started_at: string;
+  ended_at: string | null;
+  status: "active" | "completed" | "stale";
+  tool_count: number;
+  agent_count: number;
+  event_count: number;
+  error_count: number;
+  last_event_at: string;
+  /** Since when it waits for the person; null: it doesn't. */
+  waiting_since: string | null;
+  parent_session_id: string | null;
+  info: Record<string, unknown>;
+}
+
+export interface ToolCall {
+  id: number;
+  tool: string;
+  /** JSON text, or the string that was posted; null: none was. */
+  args: string | null;
+  timestamp: string;
+  duration_ms: number | null;
+  call_id: string | null;
+  success: boolean | null;
+  error: unknown;
+}
+
+export interface AgentRun {
+  id: number;
+  subagent_type: string;
+  prompt: string | null;
+  timestamp: string;
+  duration_ms: number | null;
+  call_id: string | null;
+  child_session_id: string | null;
+  /** When its completion says; null: it runs, or its end was never posted. */
+  completed_at: string | null;
+  success: boolean | null;
+  error: unknown;
+}
+
+/** How often something was used and how long it took; averages over known durations only. */
+export interface UsageStats {
+  count: number;
+  avg_duration_ms: number | null;
+  total_duration_ms: number;
+  max_duration_ms: number | null;
+  error_count: number;
+}
+
+export interface Activity {
+  timestamp: string;
+  count: number;
+  error_count: number;
+}
+
+interface SessionRow {
+  id: string;
+  started_at: number;
+  last_event_at: number;
+  last_activity_at: number;
+  last_end_at: number;
+  asked_at: number;
+  answered_at: number;
+  event_count: number;
+  tool_count: number;
+  agent_count: number;
+  error_count: number;
+  info: string;
+}
+
+interface CallRow {
+  id: number;
+  type: string;
+  timestamp: number;
+  name: string | null;
+  call_id: string | null;
+  duration_ms: number | null;
+  failed: number;
+  data: string;
+}
+
+interface UsageDelta {
+  type: string;
+  span: number;
+  start: number;
+  name: string;
+  count: number;
+  timed: number;
+  total_ms: number;
+  max_ms: number | null;
+  errors: number;
+}
+
+/** When each fact was said, and what: `{"title": [1767265200000, "Fix the bug"]}`. */
+type Facts = Record<string, [at: number, value: unknown]>;
+
+type Bind = string | number | boolean | null;
+
+export type Store = ReturnType<typeof openStore>;
+
+/**
+ * Opens `observability.db` in `directory`, creating both where they don't exist, and holds a lock
+ * on the directory until `close`.
+ *
+ * @throws StartError where another server has it, the file is corrupt, or its schema is newer
+ */
+export function openStore(directory: string) {
+  const path = join(directory, "observability.db");
+  makePrivate(directory, path);
+  const lock = acquireLock(directory);
+  let db: Database;
+  let closed = false;
+  /** Kept beside the table: counting ten million rows takes a second. */
+  let stored: number;
+  try {
+    db = openDatabase(path);
+    stored = countEvents(db);
+  } catch (error) {
+    lock.close();
+    throw asStartError(path, error);
+  }
+
+  const insertEvent = db.query<unknown, Bind[]>(
+    `INSERT INTO events (client_id, session_id, type, timestamp, name, call_id, duration_ms, failed, data)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (client_id) WHERE client_id IS NOT NULL DO NOTHING`,
+  );
+  const selectByClientId = db.query<{ id: number }, Bind[]>(
+    "SELECT id FROM events WHERE client_id = ?",
+  );
+  const upsertSession = db.query<{ started_at: number }, Bind[]>(
+    `INSERT INTO sessions (
+       id, started_at, last_event_at, last_activity_at, last_end_at, asked_at, answered_at,
+       event_count, tool_count, agent_count, error_count, info
+     )
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (id) DO UPDATE SET
+       started_at       = MIN(started_at, excluded.started_at),
+       last_event_at    = MAX(last_event_at, excluded.last_event_at),
+       last_activity_at = MAX(last_activity_at, excluded.last_activity_at),
+       last_end_at      = MAX(last_end_at, excluded.last_end_at),
+       asked_at         = MAX(asked_at, excluded.asked_at),
+       answered_at      = MAX(answered_at, excluded.answered_at),
+       event_count      = event_count + excluded.event_count,
+       tool_count       = tool_count + excluded.tool_count,
+       agent_count      = agent_count + excluded.agent_count,
+       error_count      = error_count + excluded.error_count,
+       info             = IIF(excluded.info = '{}', info, excluded.info)
+     RETURNING started_at`,
+  );
+  const selectInfo = db.query<{ info: string }, Bind[]>("SELECT info FROM sessions WHERE id = ?");
+  const upsertUsage = db.query<unknown, Bind[]>(
+    `INSERT INTO usage (type, span, start, name, count, timed, total_ms, max_ms, errors)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (type, span, start, name) DO UPDATE SET
+       count    = count + excluded.count,
+       timed    = timed + excluded.timed,
+       total_ms = total_ms + excluded.total_ms,
+       max_ms   = MAX(COALESCE(max_ms, excluded.max_ms), COALESCE(excluded.max_ms, max_ms)),
+       errors   = errors + excluded.errors`,
+  );
+  const selectAgentCall = db.query<CallRow, Bind[]>(
+    `SELECT id, type, timestamp, name, call_id, duration_ms, failed, data
+     FROM events
+     WHERE session_id = ? AND call_id = ?
+       AND call_id IS NOT NULL AND type IN ('agent_spawn', 'agent_complete')
+     ORDER BY id`,
+  );
+  const selectHead = db.query<{ seq: number }, []>(
+    "SELECT seq FROM sqlite_sequence WHERE name = 'events'",
+  );
+  const selectWatermark = db.query<{ event_id: number }, []>("SELECT event_id FROM watermark");
+
+  // -- Writing
+
+  const appendInTransaction = db.transaction((posts: TelemetryEvent[][]) => {
+    const added: (TelemetryEvent & StoredEvent)[] = [];
+    const usage = new Map<string, UsageDelta>();
+
+    function insert(event: TelemetryEvent): number {
+      const { changes, lastInsertRowid } = insertEvent.run(
+        event.client_id,
+        event.session_id,
+        event.type,
+        event.timestamp,
+        event.name,
+        event.call_id,
+        event.duration_ms,
+        event.failed,
+        event.data,
+      );
+      if (changes === 0) return selectByClientId.get(event.client_id)?.id ?? 0;
+      const id = Number(lastInsertRowid);
+      added.push({ ...event, id, started_at: null });
+      countUsage(usage, event, earlierOfAgentCall(event, id));
+      if (event.implied) insert(event.implied);
+      return id;
+    }
+
+    const receipts = posts.map((events): Receipt => {
+      const before = added.length;
+      const ids = events.map(insert);
+      return { ids, stored: added.length - before };
+    });
+    foldSessions(added);
+    for (const row of usage.values())
+      upsertUsage.run(
+        row.type,
+        row.span,
+        row.start,
+        row.name,
+        row.count,
+        row.timed,
+        row.total_ms,
+        row.max_ms,
+        row.errors,
+      );
+    return { receipts, added };
+  });
+
+  /** What is stored already of the agent call that `event` belongs to. */
+  function earlierOfAgentCall(event: TelemetryEvent, id: number): CallRow[] {
+    if (event.call_id === null || (event.type !== "agent_spawn" && event.type !== "agent_complete"))
+      return [];
+    return selectAgentCall.all(event.session_id, event.call_id).filter((row) => row.id < id);
+  }
+
+  function foldSessions(added: (TelemetryEvent & StoredEvent)[]): void {
+    for (const [id, events] of Map.groupBy(added, (event) => event.session_id)) {
+      const latest = (of: (event: TelemetryEvent) => boolean) =>
+        events.reduce((at, e) => (of(e) ? Math.max(at, e.timestamp) : at), 0);
+      const count = (of: (event: TelemetryEvent) => boolean) =>
+        events.reduce((n, e) => (of(e) ? n + 1 : n), 0);
+      const row = upsertSession.get(
+        id,
+        events.reduce((at, e) => Math.min(at, e.timestamp), Infinity),
+        latest(() => true),
+        latest((e) => e.type !== "session_end" && e.type !== "session_update"),
+        latest((e) => e.type === "session_end"),
+        latest((e) => e.type === "input_requested"),
+        latest((e) => e.type === "input_resolved"),
+        events.length,
+        count((e) => e.type === "tool_use"),
+        count((e) => e.type === "agent_spawn"),
+        count((e) => e.failed),
+        mergedInfo(id, events),
+      );
+      for (const event of events)
+        if (event.type === "session_end") event.started_at = row?.started_at ?? null;
+    }
+  }
+
+  /** The session's facts with those of `events`, as JSON; "{}" where they say none. */
+  function mergedInfo(id: string, events: TelemetryEvent[]): string {
+    if (events.every((event) => event.facts === null)) return "{}";
+    const facts: Facts = JSON.parse(selectInfo.get(id)?.info ?? "{}");
+    for (const event of events)
+      for (const [name, value] of Object.entries(event.facts ?? {}))
+        if (isNewer(event.timestamp, value, facts[name])) facts[name] = [event.timestamp, value];
+    return JSON.stringify(facts);
+  }
+
+  // -- Reading
+
+  /**
+   * Stored events of `filter`, at most `limit`, and no more once their data exceeds `maxChars`
+   * characters, so that a page is bounded whatever was posted. `done`: there are no more.
+   */
+  function page(
+    filter: EventFilter,
+    order: "oldest first" | "newest first",
+    limit: number,
+    maxChars: number,
+  ): { events: StoredEvent[]; done: boolean } {
+    // Put together from these fragments only: with `? IS NULL OR …` no index would be used.
+    const where = ["id > ? AND id < ?"];
+    const values: (string | number)[] = [
+      filter.after ?? 0,
+      filter.before ?? Number.MAX_SAFE_INTEGER,
+    ];
+    if (filter.sessionId !== null) {
+      where.push("session_id = ?");
+      values.push(filter.sessionId);
+    }
+    if (filter.type !== null) {
+      where.push("type = ?");
+      values.push(filter.type);
+    }
+    const rows = db
+      .query<StoredEvent, (string | number)[]>(
+        `SELECT
+           id,
+           type,
+           session_id,
+           timestamp,
+           duration_ms,
+           data,
+           CASE type WHEN 'session_end' THEN (SELECT started_at FROM sessions WHERE sessions.id = session_id) END AS started_at
+         FROM events
+         WHERE ${where.join(" AND ")}
+         ORDER BY id ${order === "oldest first" ? "ASC" : "DESC"}
+         LIMIT ?`,
+      )
+      .iterate(...values, limit);
+    const events: StoredEvent[] = [];
+    let chars = 0;
+    for (const row of rows) {
+      events.push(row);
+      chars += row.data.length;
+      if (chars >= maxChars) return { events, done: false };
+    }
+    return { events, done: events.length < limit };
+  }
+
+  /** The latest sessions by activity; `now` in milliseconds, for the status. */
+  function listSessions(limit: number, now: number): Session[] {
+    return db
+      .query<SessionRow, Bind[]>("SELECT * FROM sessions ORDER BY last_event_at DESC, id LIMIT ?")
+      .all(limit)
+      .map((row) => toSession(row, now));
+  }
+
+  /** One session with its tool calls and agents, oldest first; null where there is none. */
+  function findSession(
+    id: string,
+    now: number,
+  ): { session: Session; tools: ToolCall[]; agents: AgentRun[] } | null {
+    const row = db.query<SessionRow, Bind[]>("SELECT * FROM sessions WHERE id = ?").get(id);
+    if (row === null) return null;
+    const calls = db
+      .query<CallRow, Bind[]>(
+        `SELECT id, type, timestamp, name, call_id, duration_ms, failed, data
+         FROM events
+         WHERE session_id = ? AND type IN ('tool_use', 'agent_spawn', 'agent_complete')
+         ORDER BY timestamp, id`,
+      )
+      .all(id);
+    return {
+      session: toSession(row, now),
+      tools: calls.filter((call) => call.type === "tool_use").map(toToolCall),
+      agents: pairAgents(calls),
+    };
+  }
+
+  // A window starts at a whole minute: its first, partial hour comes from the minute rows, the
+  // rest from the hour rows, so a week over twelve tools reads about 2,500 rows.
+  const selectUsage = db.query<UsageStats & { name: string }, Bind[]>(
+    `SELECT
+       name,
+       SUM(count)                              AS count,
+       TOTAL(total_ms) / NULLIF(SUM(timed), 0) AS avg_duration_ms,
+       TOTAL(total_ms)                         AS total_duration_ms,
+       MAX(max_ms)                             AS max_duration_ms,
+       SUM(errors)                             AS error_count
+     FROM (
+       SELECT * FROM usage WHERE type = ? AND span = ? AND start >= ? AND start < ?
+       UNION ALL
+       SELECT * FROM usage WHERE type = ? AND span = ? AND start >= ?
+     )
+     GROUP BY name
+     HAVING SUM(count) > 0
+     ORDER BY 2 DESC, 1`,
+  );
+
+  /** Tools used, or agents spawned, since `since` (milliseconds), the most frequent first. */
+  function usageStats(type: "tool_use" | "agent_spawn", since: number) {
+    const minute = since - (since % MINUTE_MS);
+    const hour = Math.ceil(since / HOUR_MS) * HOUR_MS;
+    return selectUsage.all(type, MINUTE_MS, minute, hour, type, HOUR_MS, hour);
+  }
+
+  /** Events per minute since `since` (milliseconds), oldest first; a minute without any has no row. */
+  function activity(since: number): Activity[] {
+    return db
+      .query<{ start: number; count: number; errors: number }, Bind[]>(
+        `SELECT start, count, errors
+         FROM usage
+         WHERE type = '' AND span = ? AND start >= ?
+         ORDER BY start`,
+      )
+      .all(MINUTE_MS, since - (since % MINUTE_MS))
+      .map((row) => ({
+        timestamp: iso(row.start),
+        count: row.count,
+        error_count: row.errors,
+      }));
+  }
+
+  // -- Retention
+
+  const selectExpired = db.query<{ id: string }, Bind[]>(
+    "SELECT id FROM sessions WHERE last_event_at < ? ORDER BY last_event_at LIMIT 1",
+  );
+  const raiseWatermark = db.query<unknown, Bind[]>(
+    "UPDATE watermark SET event_id = MAX(event_id, ?)",
+  );
+  const deleteEvents = db.query<{ id: number; type: string; failed: number }, Bind[]>(
+    `DELETE FROM events
+     WHERE id IN (SELECT id FROM events WHERE session_id = ? LIMIT ?)
+     RETURNING id, type, failed`,
+  );
+
+  /**
+   * Deletes up to PRUNE_ROWS events of expired sessions, and the sessions that are then empty.
+   * A larger session goes in several steps; its counts are right after each, in case an event
+   * brings it back to life, or the process is killed, in between.
+   */
+  const pruneStep = db.transaction((cutoff: number) => {
+    let rows = 0;
+    let sessions = 0;
+    while (rows < PRUNE_ROWS) {
+      const expired = selectExpired.get(cutoff);
+      if (expired === null) break;
+      const room = PRUNE_ROWS - rows;
+      const deleted = deleteEvents.all(expired.id, room);
+      rows += deleted.length;
+      raiseWatermark.run(Math.max(0, ...deleted.map((row) => row.id)));
+      if (deleted.length < room) {
+        db.query("DELETE FROM sessions WHERE id = ?").run(expired.id);
+        sessions++;
+        continue;
+      }
+      const count = (of: (row: { type: string; failed: number }) => boolean) =>
+        deleted.filter(of).length;
+      db.query(
+        `UPDATE sessions SET
+           event_count = event_count - ?,
+           tool_count  = tool_count - ?,
+           agent_count = agent_count - ?,
+           error_count = error_count - ?
+         WHERE id = ?`,
+      ).run(
+        deleted.length,
+        count((row) => row.type === "tool_use"),
+        count((row) => row.type === "agent_spawn"),
+        count((row) => row.failed === 1),
+        expired.id,
+      );
+    }
+    return { rows, sessions };
+  });
+
+  /**
+   * Deletes the sessions without an event since `cutoff` (milliseconds) with all that belongs to
+   * them, then gives the pages back. Takes turns with everything else; stops early on `close`, and
+   * goes on from there the next time.
+   *
+   * @returns how many sessions were deleted
+   */
+  async function prune(cutoff: number): Promise<number> {
+    let sessions = 0;
+    for (let rows = PRUNE_ROWS; rows >= PRUNE_ROWS && !closed; await turn()) {
+      const step = pruneStep.immediate(cutoff);
+      rows = step.rows;
+      sessions += step.sessions;
+      stored -= step.rows;
+    }
+    if (closed) return sessions;
+    db.query<unknown, Bind[]>("DELETE FROM usage WHERE start + span <= ?").run(cutoff);
+    const freePages = () =>
+      db.query<{ freelist_count: number }, []>("PRAGMA freelist_count").get()?.freelist_count ?? 0;
+    if (freePages() === 0) return sessions;
+    for (let before = Infinity; !closed; await turn()) {
+      const free = freePages();
+      if (free === 0 || free >= before) break;
+      db.query(`PRAGMA incremental_vacuum(${VACUUM_PAGES})`).all();
+      before = free;
+    }
+    if (!closed) db.query("PRAGMA wal_checkpoint(TRUNCATE)").all();
+    return sessions;
+  }
+
+  // -- The whole
+
+  return {
+    /**
+     * Stores the events of `posts` in one transaction: all, or none and the error of SQLite.
+     * An event whose client_id is known adds nothing; its id is the one first given.
+     *
+     * @returns a receipt per post, and the events that were new
+     */
+    append(posts: TelemetryEvent[][]): {
+      receipts: Receipt[];
+      added: StoredEvent[];
+    } {
+      const result = appendInTransaction.immediate(posts);
+      stored += result.added.length;
+      return result;
+    },
+    page,
+    listSessions,
+    findSession,
+    usageStats,
+    activity,
+    prune,
+    /** The newest id given, and the one up to which events may be gone. */
+    bounds(): { head: number; watermark: number } {
+      return {
+        head: selectHead.get()?.seq ?? 0,
+        watermark: selectWatermark.get()?.event_id ?? 0,
+      };
+    },
+    /** Cheap at any size. */
+    size(): { events: number; bytes: number } {
+      const pragma = (name: "page_count" | "page_size") =>
+        db.query<Record<string, number>, []>(`PRAGMA ${name}`).get()?.[name] ?? 0;
+      return {
+        events: stored,
+        bytes: pragma("page_count") * pragma("page_size"),
+      };
+    },
+    /** Writes the log back into the database file and lets go of the directory. */
+    close(): void {
+      closed = true;
+      db.query("PRAGMA wal_checkpoint(TRUNCATE)").all();
+      db.close();
+      lock.close();
+    },
+  };
+}
+
+/** The directory for its owner only, and the database file before SQLite gives it a wider mode. */
+function makePrivate(directory: string, path: string): void {
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    // One that was there already is left as it is where it holds other things than ours.
+    const isOurs = (name: string) => name === ".gitkeep" || name.startsWith("observability.db");
+    if (readdirSync(directory).every(isOurs)) chmodSync(directory, 0o700);
+    if (!existsSync(path)) closeSync(openSync(path, "a", 0o600)); // SQLite gives -wal and -shm the mode of this file
+  } catch (error) {
+    throw new StartError([
+      `DATA_DIR=${JSON.stringify(directory)}: expected a directory that this user can write to (${messageOf(error)})`,
+    ]);
+  }
+}
+
+/**
+ * A transaction that stays open, in a database of its own: the system releases it when the
+ * process ends, however it ends.
+ */
+function acquireLock(directory: string): Database {
+  const path = join(directory, "observability.db.lock");
+  try {
+    closeSync(openSync(path, "a", 0o600));
+    const lock = new Database(path);
+    lock.run("PRAGMA journal_mode = MEMORY"); // nothing is written: no journal file
+    lock.run("BEGIN EXCLUSIVE");
+    return lock;
+  } catch (error) {
+    throw new StartError([
+      isBusy(error)
+        ? `DATA_DIR=${JSON.stringify(directory)}: another server is running on it; stop that one, or set another DATA_DIR`
+        : `${path}: can't be locked (${messageOf(error)})`,
+    ]);
+  }
+}
+
+function openDatabase(path: string): Database {
+  const db = new Database(path, { strict: true });
+  try {
+    db.run("PRAGMA busy_timeout = 2000"); // at the start only: another process may still be closing it
+    const found =
+      db.query<{ user_version: number }, []>("PRAGMA user_version").get()?.user_version ?? 0;
+    if (found > MIGRATIONS.length)
+      throw new StartError([
+        `${path}: written by a newer version of this server (schema ${found}, this one knows ${MIGRATIONS.length}): use that version, or another DATA_DIR. Nothing was changed`,
+      ]);
+    db.run("PRAGMA auto_vacuum = INCREMENTAL"); // only before the first table
+    db.run("PRAGMA journal_mode = WAL"); // readers and the writer don't wait for each other
+    db.run("PRAGMA synchronous = FULL"); // an acknowledgement outlives a power cut
+    db.run("PRAGMA foreign_keys = ON"); // off by default; CASCADE needs it
+    db.run("PRAGMA journal_size_limit = 4194304"); // a log that once grew is cut again, bytes
+    for (const [index, migration] of MIGRATIONS.entries())
+      if (index >= found)
+        db.transaction(() => {
+          db.run(migration);
+          db.run(`PRAGMA user_version = ${index + 1}`);
+        }).immediate();
+    db.run("PRAGMA busy_timeout = 0"); // waiting would stop every request: Ingest tries again instead
+    return db;
+  } catch (error) {
+    db.close();
+    throw error;
+  }
+}
+
+function countEvents(db: Database): number {
+  return db.query<{ n: number }, []>("SELECT TOTAL(event_count) AS n FROM sessions").get()?.n ?? 0;
+}
+
+function asStartError(path: string, error: unknown): StartError {
+  if (error instanceof StartError) return error;
+  return new StartError([
+    isBusy(error)
+      ? `${path}: locked by another process; end it, then start again`
+      : `${path}: not a database that this server can use (${messageOf(error)}); move it away or put a backup in its place, then start again. Nothing was deleted`,
+  ]);
+}
+
+/** Another process has the database, for now. */
+function isBusy(error: unknown): boolean {
+  return error instanceof SQLiteError && (error.code ?? "").startsWith("SQLITE_BUSY");
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** Adds what `event` counts for; `earlier` is what is stored already of the same agent call. */
+function countUsage(
+  usage: Map<string, UsageDelta>,
+  event: TelemetryEvent,
+  earlier: CallRow[],
+): void {
+  function add(
+    type: "" | "tool_use" | "agent_spawn",
+    name: string,
+    count: 0 | 1,
+    of: { timestamp: number; failed: boolean | number },
+    duration: number | null,
+  ) {
+    for (const span of type === "" ? [MINUTE_MS] : [MINUTE_MS, HOUR_MS]) {
+      const start = of.timestamp - (of.timestamp % span);
+      const key = `${type} ${span} ${start} ${name}`;
+      let row = usage.get(key);
+      if (row === undefined) {
+        row = {
+          type,
+          span,
+          start,
+          name,
+          count: 0,
+          timed: 0,
+          total_ms: 0,
+          max_ms: null,
+          errors: 0,
+        };
+        usage.set(key, row);
+      }
+      row.count += count;
+      if (duration !== null) {
+        row.timed += 1;
+        row.total_ms += duration;
+        row.max_ms = Math.max(row.max_ms ?? 0, duration);
+      }
+      if (of.failed) row.errors += 1;
+    }
+  }
+
+  // An agent is counted by its spawn and timed by its completion. A completion that says its
+  // type and duration counts at once; any other when its spawn is there too, whichever came last.
+  type Completion = Pick<CallRow, "timestamp" | "name" | "call_id" | "duration_ms">;
+  const needsSpawn = (end: Completion) =>
+    end.call_id !== null && (end.name === null || end.duration_ms === null);
+  const addCompletion = (end: Completion & { failed: boolean | number }, spawn: Completion) =>
+    add(
+      "agent_spawn",
+      end.name ?? spawn.name ?? "unknown",
+      0,
+      end,
+      end.duration_ms ?? agentDuration(spawn, end),
+    );
+
+  add("", "", 1, event, null);
+  const spawn = earlier.find((row) => row.type === "agent_spawn");
+  switch (event.type) {
+    case "tool_use":
+    case "agent_spawn":
+      add(event.type, event.name ?? "unknown", 1, event, event.duration_ms);
+      if (event.type === "agent_spawn" && spawn === undefined)
+        for (const end of earlier) if (needsSpawn(end)) addCompletion(end, event);
+      break;
+    case "agent_complete":
+      if (!needsSpawn(event))
+        add("agent_spawn", event.name ?? "unknown", 0, event, event.duration_ms);
+      else if (spawn !== undefined) addCompletion(event, spawn);
+      break;
+  }
+}
+
+/** How long an agent took whose completion doesn't say: null where the spawn says it itself. */
+function agentDuration(
+  spawn: { timestamp: number; duration_ms: number | null },
+  end: { timestamp: number },
+): number | null {
+  return spawn.duration_ms === null ? Math.max(0, end.timestamp - spawn.timestamp) : null;
+}
+
+/** At the same time the greater JSON text wins, so that the order of arrival doesn't. */
+function isNewer(
+  at: number,
+  value: unknown,
+  known: [at: number, value: unknown] | undefined,
+): boolean {
+  if (known === undefined || at !== known[0]) return known === undefined || at > known[0];
+  return JSON.stringify(value) > JSON.stringify(known[1]);
+}
+
+function toSession(row: SessionRow, now: number): Session {
+  const hasEnded = row.last_end_at > 0 && row.last_end_at >= row.last_activity_at;
+  const waits = row.asked_at > Math.max(row.answered_at, row.last_end_at);
+  const facts: Facts = JSON.parse(row.info);
+  const { parent_session_id, ...info } = Object.fromEntries(
+    Object.entries(facts).map(([name, [, value]]) => [name, value]),
+  );
+  return {
+    id: row.id,
+    started_at: iso(row.started_at),
+    ended_at: hasEnded ? iso(row.last_end_at) : null,
+    status: hasEnded ? "completed" : now - row.last_event_at >= STALE_MS ? "stale" : "active",
+    tool_count: row.tool_count,
+    agent_count: row.agent_count,
+    event_count: row.event_count,
+    error_count: row.error_count,
+    last_event_at: iso(row.last_event_at),
+    waiting_since: waits ? iso(row.asked_at) : null,
+    parent_session_id: textOrNull(parent_session_id),
+    info,
+  };
+}
+
+function toToolCall(row: CallRow): ToolCall {
+  const data: Record<string, unknown> = JSON.parse(row.data);
+  const args = data.args ?? null;
+  return {
+    id: row.id,
+    tool: row.name ?? "",
+    args: typeof args === "string" || args === null ? args : JSON.stringify(args),
+    timestamp: iso(row.timestamp),
+    duration_ms: row.duration_ms,
+    call_id: row.call_id,
+    success: row.failed ? false : data.success === true ? true : null,
+    error: data.error ?? null,
+  };
+}
+
+/**
+ * The agents of a session, from its calls in the order of time. A completion belongs to the spawn
+ * of its call_id; without one, to the first spawn of its type that is not yet complete.
+ */
+function pairAgents(calls: CallRow[]): AgentRun[] {
+  const spawns = calls.filter((call) => call.type === "agent_spawn");
+  const ends = calls.filter((call) => call.type === "agent_complete");
+  const byCallId = new Map<string, CallRow>();
+  for (const end of ends)
+    if (end.call_id !== null && !byCallId.has(end.call_id)) byCallId.set(end.call_id, end);
+  const unkeyed = ends.filter((end) => end.call_id === null);
+
+  return spawns.map((spawn) => {
+    let end = spawn.call_id === null ? undefined : byCallId.get(spawn.call_id);
+    if (end === undefined) {
+      const next = unkeyed.findIndex(
+        (row) => row.name === spawn.name && row.timestamp >= spawn.timestamp,
+      );
+      if (next >= 0) [end] = unkeyed.splice(next, 1);
+    }
+    const data: Record<string, unknown> = JSON.parse(spawn.data);
+    const endData: Record<string, unknown> = end === undefined ? {} : JSON.parse(end.data);
+    const succeeded = data.success === true || end !== undefined;
+    return {
+      id: spawn.id,
+      subagent_type: spawn.name ?? "unknown",
+      prompt: textOrNull(data.prompt),
+      timestamp: iso(spawn.timestamp),
+      duration_ms:
+        spawn.duration_ms ??
+        end?.duration_ms ??
+        (end === undefined ? null : agentDuration(spawn, end)),
+      call_id: spawn.call_id,
+      child_session_id: textOrNull(data.child_session_id ?? endData.child_session_id),
+      completed_at: end === undefined ? null : iso(end.timestamp),
+      success: spawn.failed || end?.failed ? false : succeeded ? true : null,
+      error: endData.error ?? data.error ?? null,
+    };
+  });
+}
+
+function iso(ms: number): string {
+  return new Date(ms).toISOString();
+}
+
+/** Lets everything else that waits have its turn of the event loop. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+// ─── Hub ─────────────────────────────────────────────────────────────────────
+// Fan-out. The database is the queue; a subscriber is only a cursor on it. A live subscriber with
+// room gets the frames of a batch, encoded once for all; one without room stops being live and is
+// filled from the log, page by page, as its stream pulls, until it has caught up. Resuming from
+// Last-Event-ID is the same path. So a slow client costs bounded memory and loses nothing, and as
+// SQLite is synchronous here, there is no gap between history and live.
+
+/** Bytes that wait for one subscriber before it stops being live. */
+const SUBSCRIBER_QUEUE_BYTES = 64 * 1024;
+/** Rows and characters of one page read from the log: a few milliseconds, and about the queue. */
+const PAGE_ROWS = 500;
+const PAGE_CHARS = 64 * 1024;
+/** Under the idle timeout of the server, and of proxies. */
+const HEARTBEAT_MS = 15 * SECOND_MS;
+/** How long a browser waits before it comes back. */
+const RETRY_MS = 1_000;
+
+const encoder = new TextEncoder();
+const HEARTBEAT = encoder.encode(":\n\n");
+
+interface Subscriber {
+  readonly sessionId: string | null;
+  readonly controller: ReadableStreamDefaultController<Uint8Array>;
+  /** The id up to which it was sent everything. */
+  cursor: number;
+  /** It has everything that is stored, so the next batch can go straight to it. */
+  live: boolean;
+}
+
+export type Hub = ReturnType<typeof createHub>;
+
+/**
+ * A stored event as clients get it: flat JSON on one line, the envelope first, then its data.
+ * A session_end that was posted without `duration_seconds` gets it from the session's start.
+ */
+export function eventJson(event: StoredEvent): string {
+  const envelope = `{"id":${event.id},"type":"${event.type}","session_id":${JSON.stringify(event.session_id)},"timestamp":"${iso(event.timestamp)}"`;
+  const duration =
+    event.started_at === null || event.duration_ms !== null
+      ? ""
+      : `,"duration_seconds":${(event.timestamp - event.started_at) / SECOND_MS}`;
+  return envelope + duration + (event.data === "{}" ? "}" : `,${event.data.slice(1)}`);
+}
+
+/**
+ * A frame of text/event-stream. JSON.stringify escapes CR and LF, the only characters that end a
+ * line there, so no field can break out of it.
+ */
+export function encodeFrame(event: StoredEvent): string {
+  return `id: ${event.id}\nevent: ${event.type}\ndata: ${eventJson(event)}\n\n`;
+}
+
+export function createHub(store: Pick<Store, "page" | "bounds">) {
+  const subscribers = new Set<Subscriber>();
+
+  /** Sends one page from the log; live again where it was the last. */
+  function fill(subscriber: Subscriber): void {
+    const { events, done } = store.page(
+      { after: subscriber.cursor, before: null, sessionId: subscriber.sessionId, type: null },
+      "oldest first",
+      PAGE_ROWS,
+      PAGE_CHARS,
+    );
+    const last = events.at(-1);
+    if (last !== undefined) {
+      subscriber.cursor = last.id;
+      subscriber.controller.enqueue(encoder.encode(events.map(encodeFrame).join("")));
+    }
+    if (done) {
+      subscriber.cursor = store.bounds().head; // past what its filter left out
+      subscriber.live = true;
+    }
+  }
+
+  /** Why the log can't be continued from `cursor` without a gap; null: it can. */
+  function refusal(cursor: string): string | null {
+    const { head, watermark } = store.bounds();
+    if (!/^\d{1,16}$/.test(cursor)) return "the last event id is not a number";
+    if (Number(cursor) > head)
+      return "the last event id is ahead of the log: from another database";
+    if (Number(cursor) < watermark && Number(cursor) !== 0)
+      return "events after the last event id were deleted, or it is from another database";
+    return null;
+  }
+
+  return {
+    get size() {
+      return subscribers.size;
+    },
+
+    /**
+     * The body of an event stream of one session, or of all (null).
+     *
+     * @param cursor the last event id that the client has: it gets what came since, then live
+     *   events; "0": all that is stored; null: live events only. One that can't be served gives a
+     *   frame `reset` that says why and from which id on the stream goes.
+     */
+    subscribe(sessionId: string | null, cursor: string | null): ReadableStream<Uint8Array> {
+      let subscriber: Subscriber;
+      return new ReadableStream<Uint8Array>(
+        {
+          start(controller) {
+            const { head } = store.bounds();
+            const reason = cursor === null ? null : refusal(cursor);
+            const resumes = cursor !== null && reason === null;
+            const reset = { reason, last_event_id: head };
+            subscriber = {
+              sessionId,
+              controller,
+              cursor: resumes ? Number(cursor) : head,
+              live: false,
+            };
+            subscribers.add(subscriber);
+            controller.enqueue(
+              encoder.encode(
+                `: PAI Observability ${version}\nretry: ${RETRY_MS}\n` +
+                  // An id without data is no event, but where the client resumes from.
+                  (reason === null ? "" : `event: reset\ndata: ${JSON.stringify(reset)}\n`) +
+                  `id: ${subscriber.cursor}\n\n`,
+              ),
+            );
+          },
+          pull() {
+            if (!subscriber.live) fill(subscriber);
+          },
+          cancel() {
+            subscribers.delete(subscriber);
+          },
+        },
+        new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
+      );
+    },
+
+    /** Sends a committed batch, in the order of its ids, to every live subscriber that has room. */
+    publish(events: StoredEvent[]): void {
+      const last = events.at(-1);
+      if (last === undefined || subscribers.size === 0) return;
+      const frames = events.map(encodeFrame);
+      const all = encoder.encode(frames.join(""));
+      const bySession = new Map<string, Uint8Array>();
+      const ofSession = (sessionId: string) => {
+        let chunk = bySession.get(sessionId);
+        if (chunk === undefined) {
+          chunk = encoder.encode(
+            frames.filter((_, index) => events[index]?.session_id === sessionId).join(""),
+          );
+          bySession.set(sessionId, chunk);
+        }
+        return chunk;
+      };
+      for (const subscriber of subscribers) {
+        if (!subscriber.live) continue;
+        const chunk = subscriber.sessionId === null ? all : ofSession(subscriber.sessionId);
+        if (chunk.byteLength === 0) subscriber.cursor = last.id;
+        else if ((subscriber.controller.desiredSize ?? 0) > 0) {
+          subscriber.controller.enqueue(chunk);
+          subscriber.cursor = last.id;
+        } else subscriber.live = false;
+      }
+    },
+
+    /** Keeps quiet streams open, and lets the idle timeout find those that nobody reads. */
+    heartbeat(): void {
+      for (const { live, controller } of subscribers)
+        if (live && (controller.desiredSize ?? 0) > 0) controller.enqueue(HEARTBEAT);
+    },
+
+    /** Ends every stream; a browser comes back by itself. */
+    close(): void {
+      for (const { controller } of subscribers) controller.close();
+      subscribers.clear();
+    },
+  };
+}
+
+/** The stored events of `filter`, oldest first, as NDJSON, read from the log as fast as it is taken. */
+function exportEvents(
+  store: Store,
+  filter: EventFilter,
+  limit: number,
+): ReadableStream<Uint8Array> {
+  let after = filter.after;
+  let left = limit;
+  return new ReadableStream<Uint8Array>(
+    {
+      pull(controller) {
+        const { events, done } = store.page(
+          { ...filter, after },
+          "oldest first",
+          Math.min(left, PAGE_ROWS),
+          PAGE_CHARS,
+        );
+        left -= events.length;
+        after = events.at(-1)?.id ?? after;
+        if (events.length > 0)
+          controller.enqueue(
+            encoder.encode(events.map((event) => `${eventJson(event)}\n`).join("")),
+          );
+        if (done || left === 0) controller.close();
+      },
+    },
+    new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
+  );
+}
+
+// ─── Ingest ──────────────────────────────────────────────────────────────────
+// Group commit: what arrives in one turn of the event loop shares one transaction, so one fsync
+// serves all of it and one chunk tells every subscriber. Nothing is acknowledged or published
+// that isn't committed.
+
+/** How long a batch waits for another process to let go of the database. */
+const BUSY_LIMIT_MS = 2 * SECOND_MS;
+const BUSY_RETRY_MS = 20;
+/** Events that may wait meanwhile: at 1 KB each, some tens of megabytes. */
+const MAX_PENDING_EVENTS = 20_000;
+
+interface PendingPost {
+  events: TelemetryEvent[];
+  since: number;
+  resolve: (receipt: Receipt) => void;
+  reject: (error: unknown) => void;
+}
+
+export function createIngest(
+  store: Pick<Store, "append">,
+  hub: Pick<Hub, "publish">,
+  now: () => number,
+) {
+  let pending: PendingPost[] = [];
+  let pendingEvents = 0;
+  let scheduled = false;
+
+  function schedule(run: (flush: () => void) => void): void {
+    if (scheduled) return;
+    scheduled = true;
+    run(flush);
+  }
+
+  function flush(): void {
+    scheduled = false;
+    const batch = pending;
+    const oldest = batch[0];
+    if (oldest === undefined) return;
+    let result: ReturnType<Store["append"]>;
+    try {
+      result = store.append(batch.map((post) => post.events));
+    } catch (error) {
+      if (isBusy(error) && now() - oldest.since < BUSY_LIMIT_MS)
+        return schedule((again) => setTimeout(again, BUSY_RETRY_MS));
+      pending = [];
+      pendingEvents = 0;
+      for (const post of batch) post.reject(error);
+      return;
+    }
+    pending = [];
+    pendingEvents = 0;
+    for (const [index, post] of batch.entries())
+      post.resolve(result.receipts[index] ?? { ids: [], stored: 0 });
+    hub.publish(result.added);
+  }
+
+  return {
+    /**
+     * Resolves once the events are committed; rejects with the error of SQLite where the whole
+     * batch failed.
+     *
+     * @throws HttpError 503 where too many wait for a locked database already
+     */
+    submit(events: TelemetryEvent[]): Promise<Receipt> {
+      if (pendingEvents + events.length > MAX_PENDING_EVENTS && pendingEvents > 0)
+        throw new HttpError(
+          503,
+          "too many events are waiting to be stored; try again",
+          RETRY_LATER,
+        );
+      pendingEvents += events.length;
+      return new Promise((resolve, reject) => {
+        pending.push({ events, since: now(), resolve, reject });
+        schedule(setImmediate);
+      });
+    },
+    /** Commits, or refuses, what waits. */
+    flush,
+  };
+}
+
+const RETRY_LATER = { "Retry-After": "2" };
+
+// ─── Guard ───────────────────────────────────────────────────────────────────
+// Who may ask. A page in a browser must not read or write here unless it is ours: other sites can
+// reach a server on localhost, by forms and by DNS rebinding too. Knows nothing of events.
+
+const MAX_BODY_BYTES = 1024 * 1024;
+const TOKEN_COOKIE = "pai_observability_token";
+const NDJSON = "application/x-ndjson";
+
+export type Guard = ReturnType<typeof createGuard>;
+
+export function createGuard(config: Config) {
+  const digest = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest();
+  const wanted = config.authToken === null ? null : digest(config.authToken);
+  /** In constant time: hashed first, because the comparison wants equal lengths. */
+  const isToken = (given: string | null | undefined) =>
+    wanted === null || (given != null && timingSafeEqual(digest(given), wanted));
+
+  return {
+    isToken,
+
+    /**
+     * Refuses what a page of another site, or a name that isn't ours, sends.
+     *
+     * @returns the CORS headers of an allowed origin, else none
+     * @throws HttpError 400 or 403
+     */
+    checkOrigin(req: Request): Record<string, string> {
+      const host = req.headers.get("host")?.toLowerCase() ?? "";
+      const name = HOST_HEADER.exec(host)?.[1];
+      // Two Host headers arrive joined by a comma, which no name matches.
+      if (name === undefined)
+        throw new HttpError(400, "Host: expected one host name, with or without a port");
+      if (
+        !isLoopback(name.replace(/^\[|\]$/g, "")) &&
+        !config.allowedHosts.includes(name) &&
+        !config.allowedHosts.includes(host)
+      )
+        throw new HttpError(
+          403,
+          `Host: ${name} is not a name of this server; ALLOWED_HOSTS can add it`,
+        );
+
+      const origin = req.headers.get("origin");
+      if (origin !== null && config.allowedOrigins.includes(origin))
+        return {
+          "Access-Control-Allow-Origin": origin,
+          "Access-Control-Allow-Methods": "GET, POST",
+          "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
+          "Access-Control-Expose-Headers": "Last-Event-ID, Retry-After",
+          "Access-Control-Max-Age": "600",
+          Vary: "Origin",
+        };
+      if (origin !== null && origin !== `http://${host}`)
+        throw new HttpError(403, "Origin: not a page of this server; ALLOWED_ORIGINS can add it");
+      const site = req.headers.get("sec-fetch-site");
+      const isOpening =
+        req.method === "GET" &&
+        req.headers.get("sec-fetch-mode") === "navigate" &&
+        req.headers.get("sec-fetch-dest") === "document" &&
+        /^[^?#]*\/\/[^/]*\/(\?|$)/.test(req.url);
+      if (origin === null && (site === "cross-site" || site === "same-site") && !isOpening)
+        throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
+      return {};
+    },
+
+    /** @throws HttpError 401 where a token is wanted and neither header nor cookie has it */
+    checkToken(req: Request): void {
+      if (wanted === null) return;
+      const bearer = /^Bearer +(\S+)$/i.exec(req.headers.get("authorization") ?? "")?.[1];
+      const cookie = new Bun.CookieMap(req.headers.get("cookie") ?? "").get(TOKEN_COOKIE);
+      if (!isToken(bearer) && !isToken(cookie))
+        throw new HttpError(
+          401,
+          "Authorization: expected Bearer and the AUTH_TOKEN of this server",
+          {
+            "WWW-Authenticate": "Bearer",
+          },
+        );
+    },
+  };
+}
+
+/**
+ * The body of a POST as text, and whether it is NDJSON.
+ *
+ * @throws HttpError 400 invalid UTF-8, 413 more than MAX_BODY_BYTES, 415 not JSON
+ */
+async function readBody(req: Request): Promise<{ text: string; isNdjson: boolean }> {
+  const type = req.headers.get("content-type")?.split(";")[0]?.trim().toLowerCase();
+  if (type !== "application/json" && type !== NDJSON)
+    throw new HttpError(
+      415,
+      `Content-Type: expected application/json or ${NDJSON}; got ${type ?? "none"}`,
+    );
+  if ((req.headers.get("content-encoding") ?? "identity") !== "identity")
+    throw new HttpError(415, "Content-Encoding: expected none");
+  const tooLarge = new HttpError(
+    413,
+    `body: expected at most ${MAX_BODY_BYTES} bytes; send several`,
+  );
+  const length = req.headers.get("content-length");
+  let bytes: Uint8Array;
+  if (length !== null) {
+    if (Number(length) > MAX_BODY_BYTES) throw tooLarge;
+    bytes = await req.bytes();
+  } else {
+    const chunks: Uint8Array[] = [];
+    let size = 0;
+    for await (const chunk of req.body ?? []) {
+      size += chunk.byteLength;
+      if (size > MAX_BODY_BYTES) throw tooLarge;
+      chunks.push(chunk);
+    }
+    bytes = Buffer.concat(chunks);
+  }
+  try {
+    return {
+      text: new TextDecoder("utf-8", { fatal: true }).decode(bytes),
+      isNdjson: type === NDJSON,
+    };
+  } catch {
+    throw new HttpError(400, "body: expected UTF-8");
+  }
+}
+
+// ─── Routes ──────────────────────────────────────────────────────────────────
+// One table. A handler is a few lines and holds no SQL; it throws an HttpError, and one place
+// answers it.
+
+type Method = "GET" | "POST";
+type Handler = (req: Request & { params: Record<string, string> }) => Response | Promise<Response>;
+type RouteTable = Record<string, Partial<Record<Method, Handler>>>;
+
+const DEFAULT_LIMIT = 100;
+const MAX_LIMIT = 1_000;
+const DEFAULT_HOURS = 24;
+/** Characters of data in one answer of the history, whatever its limit. */
+const MAX_ANSWER_CHARS = 4 * 1024 * 1024;
+
+const COMMON_HEADERS = {
+  "X-Content-Type-Options": "nosniff",
+  "Referrer-Policy": "no-referrer",
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Cache-Control": "no-store",
+};
+const JSON_HEADERS = { ...COMMON_HEADERS, "Content-Type": "application/json" };
+
+function json(body: unknown, status = 200, headers?: Record<string, string>): Response {
+  return new Response(JSON.stringify(body), {
+    status,
+    headers: headers === undefined ? JSON_HEADERS : { ...JSON_HEADERS, ...headers },
+  });
+}
+
+/** What the routes need of the rest. `now` is the clock, in milliseconds. */
+interface Context {
+  config: Config;
+  store: Store;
+  hub: Hub;
+  ingest: ReturnType<typeof createIngest>;
+  now: () => number;
+  startedAt: number;
+}
+
+function createRoutes({ config, store, hub, ingest, now, startedAt }: Context): RouteTable {
+  /** Where a stream goes on after this answer, as a header: see the README, "From history to live". */
+  const headId = () => ({ "Last-Event-ID": String(store.bounds().head) });
+  const since = (req: Request) => now() - hoursParam(query(req)) * HOUR_MS;
+
+  const postEvents: Handler = async (req) => {
+    const { text, isNdjson } = await readBody(req);
+    const { events, isBatch } = parseBody(text, isNdjson, now());
+    const { ids, stored } = await ingest.submit(events);
+    return json(isBatch ? { ids } : { id: ids[0] }, stored > 0 ? 201 : 200);
+  };
+
+  return {
+    "/health": {
+      GET: () => {
+        const { events, bytes } = store.size();
+        return json({
+          status: "ok",
+          uptime: (now() - startedAt) / SECOND_MS,
+          timestamp: iso(now()),
+          version,
+          subscribers: hub.size,
+          events,
+          database_bytes: bytes,
+        });
+      },
+    },
+    "/events": { POST: postEvents },
+    "/api/events": {
+      POST: postEvents,
+      GET: (req) => {
+        const params = query(req);
+        const filter = filterParams(params);
+        if (req.headers.get("accept")?.includes(NDJSON)) {
+          const limit = params.has("limit") ? limitParam(params) : Infinity;
+          const before = Math.min(filter.before ?? Infinity, store.bounds().head + 1);
+          return new Response(exportEvents(store, { ...filter, before }, limit), {
+            headers: { ...COMMON_HEADERS, "Content-Type": NDJSON },
+          });
+        }
+        const { events } = store.page(
+          filter,
+          filter.after === null ? "newest first" : "oldest first",
+          limitParam(params),
+          MAX_ANSWER_CHARS,
+        );
+        return new Response(`{"events":[${events.map(eventJson).join(",")}]}`, {
+          headers: { ...JSON_HEADERS, ...headId() },
+        });
+      },
+    },
+    "/api/events/stream": {
+      GET: (req) => {
+        if (hub.size >= config.maxSubscribers)
+          throw new HttpError(
+            503,
+            `already ${hub.size} streams; MAX_SUBSCRIBERS allows more`,
+            RETRY_LATER,
+          );
+        const params = query(req);
+        const cursor = req.headers.get("last-event-id") || params.get("lastEventId") || null;
+        return new Response(hub.subscribe(params.get("sessionId") || null, cursor), {
+          headers: {
+            ...COMMON_HEADERS,
+            "Content-Type": "text/event-stream",
+            "X-Accel-Buffering": "no", // or nginx holds events back
+          },
+        });
+      },
+    },
+    "/api/sessions": {
+      GET: (req) =>
+        json({ sessions: store.listSessions(limitParam(query(req)), now()) }, 200, headId()),
+    },
+    "/api/sessions/:sessionId": {
+      GET: (req) => {
+        const id = req.params.sessionId ?? "";
+        const found = store.findSession(id, now());
+        if (found === null)
+          throw new HttpError(404, `no session ${JSON.stringify(id.slice(0, MAX_ID_CHARS))}`);
+        return json(found, 200, headId());
+      },
+    },
+    "/api/analytics/tools": {
+      GET: (req) =>
+        json({
+          tools: store
+            .usageStats("tool_use", since(req))
+            .map(({ name, ...stats }) => ({ tool: name, ...stats })),
+        }),
+    },
+    "/api/analytics/agents": {
+      GET: (req) =>
+        json({
+          agents: store
+            .usageStats("agent_spawn", since(req))
+            .map(({ name, ...stats }) => ({ subagent_type: name, ...stats })),
+        }),
+    },
+    "/api/analytics/activity": {
+      GET: (req) => json({ activity: store.activity(since(req)) }),
+    },
+  };
+}
+
+/** One event, an array of them, or one per line (NDJSON). @throws HttpError 400 with the index of the bad one */
+function parseBody(
+  text: string,
+  isNdjson: boolean,
+  receivedAt: number,
+): { events: TelemetryEvent[]; isBatch: boolean } {
+  const parseAt = (index: number, parse: () => TelemetryEvent) => {
+    try {
+      return parse();
+    } catch (error) {
+      if (error instanceof HttpError)
+        throw new HttpError(error.status, `event ${index}: ${error.message}`);
+      throw error;
+    }
+  };
+  if (isNdjson) {
+    const lines = text.split("\n").filter((line) => line.trim() !== "");
+    const events = lines.map((line, index) =>
+      parseAt(index, () => parseEvent(parseJson(line), receivedAt)),
+    );
+    return { events, isBatch: true };
+  }
+  const body = parseJson(text);
+  if (!Array.isArray(body)) return { events: [parseEvent(body, receivedAt)], isBatch: false };
+  const events = body.map((item, index) => parseAt(index, () => parseEvent(item, receivedAt)));
+  return { events, isBatch: true };
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new HttpError(400, `malformed JSON: ${messageOf(error)}`);
+  }
+}
+
+function query(req: Request): URLSearchParams {
+  return new URL(req.url).searchParams;
+}
+
+function limitParam(params: URLSearchParams): number {
+  const text = params.get("limit");
+  if (text === null) return DEFAULT_LIMIT;
+  if (!/^\d{1,4}$/.test(text) || Number(text) < 1 || Number(text) > MAX_LIMIT)
+    throw invalid("limit", `a whole number from 1 to ${MAX_LIMIT}`, text);
+  return Number(text);
+}
+
+function hoursParam(params: URLSearchParams): number {
+  const text = params.get("hours");
+  if (text === null) return DEFAULT_HOURS;
+  if (!/^\d{0,9}(\.\d{1,9})?$/.test(text) || !(Number(text) > 0))
+    throw invalid("hours", "a number above 0, fractions allowed", text);
+  return Number(text);
+}
+
+function filterParams(params: URLSearchParams): EventFilter {
+  const id = (name: "after" | "before") => {
+    const text = params.get(name);
+    if (text === null) return null;
+    if (!/^\d{1,15}$/.test(text)) throw invalid(name, "the id of an event", text);
+    return Number(text);
+  };
+  const type = params.get("type");
+  if (type !== null && !isEventType(type))
+    throw invalid("type", `one of ${Object.keys(EVENT_TYPES).join(", ")}`, type);
+  return { after: id("after"), before: id("before"), sessionId: params.get("sessionId"), type };
+}
+
+/** The answer to `req`: of its handler, or of what went wrong. Nothing else turns errors into answers. */
+async function answer(
+  req: Request & { params: Record<string, string> },
+  methods: Partial<Record<Method, Handler>> | undefined,
+  guard: Guard,
+  isPublic: boolean,
+  log: Log,
+): Promise<Response> {
+  let cors: Record<string, string> = {};
+  let response: Response;
+  try {
+    cors = guard.checkOrigin(req);
+    if (req.method === "OPTIONS" && methods !== undefined)
+      response = new Response(null, {
+        status: 204,
+        headers: { ...COMMON_HEADERS, Allow: allowed(methods) },
+      });
+    else {
+      if (!isPublic) guard.checkToken(req);
+      if (methods === undefined) throw new HttpError(404, "no such route");
+      const isHead = req.method === "HEAD";
+      const handler = Object.entries(methods).find(
+        ([method]) => method === (isHead ? "GET" : req.method),
+      )?.[1];
+      if (handler === undefined)
+        throw new HttpError(405, `${req.method} is not for this route`, {
+          Allow: allowed(methods),
+        });
+      response = await handler(req);
+      if (isHead) {
+        await response.body?.cancel(); // or a stream would go on without a reader
+        response = new Response(null, response);
+      }
+    }
+  } catch (error) {
+    const { status, message, headers } = asHttpError(error, log);
+    response = json({ error: message }, status, headers);
+  }
+  for (const [name, value] of Object.entries(cors)) response.headers.set(name, value);
+  return response;
+}
+
+function allowed(methods: object): string {
+  return [...Object.keys(methods), ...("GET" in methods ? ["HEAD"] : []), "OPTIONS"].join(", ");
+}
+
+function asHttpError(error: unknown, log: Log): HttpError {
+  if (error instanceof HttpError) return error;
+  if (isBusy(error))
+    return new HttpError(503, "the database is locked by another process; try again", RETRY_LATER);
+  if (error instanceof SQLiteError) {
+    log.error(`database: ${error.code ?? ""} ${error.message}`);
+    return error.code === "SQLITE_FULL"
+      ? new HttpError(507, "the disk is full: nothing was stored; make room, it goes on by itself")
+      : new HttpError(503, `the database can't be used now: ${error.message}`, RETRY_LATER);
+  }
+  if (error instanceof Error && error.name === "AbortError")
+    return new HttpError(400, "the request broke off");
+  log.error(`bug: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  return new HttpError(500, "an error of this server, not of the request; its log has it");
+}
+
+// ─── Lifecycle ───────────────────────────────────────────────────────────────
+// Puts it together, and takes it apart again so that nothing acknowledged is lost.
+
+const PRUNE_INTERVAL_MS = HOUR_MS;
+/** Longer than two heartbeats, so that only streams that nobody reads reach it. */
+const IDLE_TIMEOUT_SECONDS = 40;
+/** What is still open then belongs to clients that don't read; the rest was done in milliseconds. */
+const STOP_LIMIT_MS = 1_500;
+
+export interface RunningServer {
+  url: string;
+  /** Flushes, ends the streams, checkpoints and closes; within 2 s. */
+  stop: () => Promise<void>;
+}
+
+/**
+ * Starts the server. Opens nothing before it is called; what it opened is closed again where it throws.
+ *
+ * @param now the clock, in milliseconds
+ * @throws StartError
+ */
+export function startServer(
+  config: Config,
+  { now = Date.now, log = createLog(config.logLevel) }: { now?: () => number; log?: Log } = {},
+): RunningServer {
+  const store = openStore(config.dataDir);
+  const hub = createHub(store);
+  const ingest = createIngest(store, hub, now);
+  const guard = createGuard(config);
+  const routes = createRoutes({ config, store, hub, ingest, now, startedAt: now() });
+
+  const serve = (hostname: string, port: number) =>
+    Bun.serve({
+      hostname,
+      port,
+      development: false,
+      idleTimeout: IDLE_TIMEOUT_SECONDS,
+      maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
+      routes: Object.fromEntries(
+        Object.entries(routes).map(([path, methods]) => [
+          path,
+          (req: Bun.BunRequest) => answer(req, methods, guard, path === "/health", log),
+        ]),
+      ),
+      fetch: (req) => answer(Object.assign(req, { params: {} }), undefined, guard, false, log),
+    });
+
+  let servers: Bun.Server<undefined>[];
+  try {
+    servers = listen(config, serve);
+  } catch (error) {
+    store.close();
+    throw error;
+  }
+
+  let pruning = Promise.resolve();
+  const prune = () => {
+    pruning = pruning
+      .then(() => store.prune(now() - config.retentionHours * HOUR_MS))
+      .then(
+        (sessions) => sessions > 0 && log.info(`retention: ${sessions} sessions deleted`),
+        (error) => log.warn(`retention: ${messageOf(error)}; tried again in an hour`),
+      )
+      .then(() => undefined);
+  };
+  prune();
+  const timers = [setInterval(prune, PRUNE_INTERVAL_MS), setInterval(hub.heartbeat, HEARTBEAT_MS)];
+
+  async function stop(): Promise<void> {
+    timers.forEach(clearInterval);
+    const finished = Promise.all(servers.map((server) => server.stop()));
+    ingest.flush();
+    hub.close();
+    await Promise.race([finished, Bun.sleep(STOP_LIMIT_MS)]);
+    await Promise.all(servers.map((server) => server.stop(true)));
+    ingest.flush();
+    store.close();
+    await pruning;
+  }
+
+  const shown = config.host.includes(":") ? `[${config.host}]` : config.host;
+  return { url: `http://${shown}:${servers[0]?.port}`, stop };
+}
+
+/** Both loopback addresses for `localhost`: a client may try either first. */
+function listen(
+  { host, port }: Config,
+  serve: (hostname: string, port: number) => Bun.Server<undefined>,
+): Bun.Server<undefined>[] {
+  const isBoth = host.toLowerCase() === "localhost";
+  const servers: Bun.Server<undefined>[] = [];
+  for (const hostname of isBoth ? ["127.0.0.1", "::1"] : [host])
+    try {
+      servers.push(serve(hostname, servers[0]?.port ?? port));
+    } catch (error) {
+      const code = error instanceof Error && "code" in error ? error.code : "";
+      // A machine may lack IPv6; but where another program has its port, localhost would mean two servers.
+      if (servers.length > 0 && (code !== "EADDRINUSE" || port === 0)) continue;
+      for (const server of servers) server.stop(true);
+      throw new StartError([
+        code === "EADDRINUSE"
+          ? `PORT=${port}: in use on ${hostname}; find by whom with "lsof -i :${port}", or set another PORT`
+          : `HOST=${JSON.stringify(host)}, PORT=${port}: can't listen there (${messageOf(error)})`,
+      ]);
+    }
+  return servers;
+}
+
+if (import.meta.main) {
+  try {
+    const config = loadConfig(process.env);
+    const log = createLog(config.logLevel);
+    const server = startServer(config, { log });
+    log.info(`PAI Observability ${version} on ${server.url}`);
+    const exit = async (signal: string) => {
+      log.info(`${signal}: stopping`);
+      await server.stop();
+      process.exit(0);
+    };
+    process.once("SIGINT", exit);
+    process.once("SIGTERM", exit);
+  } catch (error) {
+    if (!(error instanceof StartError)) throw error;
+    for (const problem of error.problems) console.error(problem);
+    process.exit(1);
+  }
+}
