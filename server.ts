@@ -27,6 +27,7 @@ import { Database, SQLiteError } from "bun:sqlite";
 import { timingSafeEqual } from "node:crypto";
 import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import dashboard from "./dashboard/index.html";
 import { version } from "./package.json";
 
 const SECOND_MS = 1_000;
@@ -1742,8 +1743,6 @@ export function createGuard(config: Config) {
     wanted === null || (given != null && timingSafeEqual(digest(given), wanted));
 
   return {
-    isToken,
-
     /**
      * Refuses what a page of another site, or a name that isn't ours, sends.
      *
@@ -1787,6 +1786,22 @@ export function createGuard(config: Config) {
       if (origin === null && (site === "cross-site" || site === "same-site") && !isOpening)
         throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
       return {};
+    },
+
+    /**
+     * The cookie that stands for the token from then on: a browser can send no header with an
+     * EventSource. Null where no token is wanted.
+     *
+     * @throws HttpError 401 where it is the wrong one
+     */
+    loginCookie(given: string): string | null {
+      if (wanted === null) return null;
+      if (!isToken(given)) throw new HttpError(401, "token: not the AUTH_TOKEN of this server");
+      return new Bun.Cookie(TOKEN_COOKIE, given, {
+        httpOnly: true,
+        sameSite: "strict",
+        path: "/",
+      }).serialize();
     },
 
     /** @throws HttpError 401 where a token is wanted and neither header nor cookie has it */
@@ -1878,9 +1893,17 @@ function json(body: unknown, status = 200, headers?: Record<string, string>): Re
   });
 }
 
+/** Read without a token: "/" asks for it itself, because it also takes it. */
+const PUBLIC_ROUTES = ["/", "/health"];
+/** Bun's bundle of the page. It passes by every handler, so "/" fetches it from here and guards it. */
+const DASHBOARD_ROUTE = "/dashboard.html";
+
 /** What the routes need of the rest. `now` is the clock, in milliseconds. */
 interface Context {
   config: Config;
+  guard: Guard;
+  /** The HTML of the page. */
+  dashboardHtml: () => Promise<string>;
   store: Store;
   hub: Hub;
   ingest: ReturnType<typeof createIngest>;
@@ -1888,7 +1911,8 @@ interface Context {
   startedAt: number;
 }
 
-function createRoutes({ config, store, hub, ingest, now, startedAt }: Context): RouteTable {
+function createRoutes(context: Context): RouteTable {
+  const { config, guard, dashboardHtml, store, hub, ingest, now, startedAt } = context;
   /** Where a stream goes on after this answer, as a header: see the README, "From history to live". */
   const headId = () => ({ "Last-Event-ID": String(store.bounds().head) });
   const since = (req: Request) => now() - hoursParam(query(req)) * HOUR_MS;
@@ -1901,6 +1925,21 @@ function createRoutes({ config, store, hub, ingest, now, startedAt }: Context): 
   };
 
   return {
+    "/": {
+      GET: async (req) => {
+        const token = query(req).get("token");
+        const cookie = token === null ? null : guard.loginCookie(token);
+        if (cookie !== null)
+          return new Response(null, {
+            status: 303, // so that the token leaves the address bar
+            headers: { ...COMMON_HEADERS, Location: "/", "Set-Cookie": cookie },
+          });
+        guard.checkToken(req);
+        return new Response(await dashboardHtml(), {
+          headers: { ...COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8" },
+        });
+      },
+    },
     "/health": {
       GET: () => {
         const { events, bytes } = store.size();
@@ -2153,7 +2192,16 @@ export function startServer(
   const hub = createHub(store);
   const ingest = createIngest(store, hub, now);
   const guard = createGuard(config);
-  const routes = createRoutes({ config, store, hub, ingest, now, startedAt: now() });
+  const routes = createRoutes({
+    config,
+    guard,
+    dashboardHtml: async () => (await fetch(new URL(DASHBOARD_ROUTE, servers[0]?.url))).text(),
+    store,
+    hub,
+    ingest,
+    now,
+    startedAt: now(),
+  });
 
   const serve = (hostname: string, port: number) =>
     Bun.serve({
@@ -2162,12 +2210,15 @@ export function startServer(
       development: false,
       idleTimeout: IDLE_TIMEOUT_SECONDS,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
-      routes: Object.fromEntries(
-        Object.entries(routes).map(([path, methods]) => [
-          path,
-          (req: Bun.BunRequest) => answer(req, methods, guard, path === "/health", log),
-        ]),
-      ),
+      routes: {
+        ...Object.fromEntries(
+          Object.entries(routes).map(([path, methods]) => [
+            path,
+            (req: Bun.BunRequest) => answer(req, methods, guard, PUBLIC_ROUTES.includes(path), log),
+          ]),
+        ),
+        [DASHBOARD_ROUTE]: dashboard,
+      },
       fetch: (req) => answer(Object.assign(req, { params: {} }), undefined, guard, false, log),
     });
 
