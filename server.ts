@@ -58,6 +58,9 @@ type LogLevel = (typeof LOG_LEVELS)[number];
 
 const MIN_TOKEN_CHARS = 32;
 
+/** `name`, `name:port`, `[v6]` or `[v6]:port`; group 1 is the name. */
+const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i;
+
 /** A reason not to start that the user can mend: one line per problem, no stack trace. */
 export class StartError extends Error {
   constructor(readonly problems: string[]) {
@@ -152,9 +155,6 @@ export function loadConfig(env: Record<string, string | undefined>): Config {
   if (problems.length > 0) throw new StartError(problems);
   return config;
 }
-
-/** `name`, `name:port`, `[v6]` or `[v6]:port`; group 1 is the name. */
-const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i;
 
 function isLoopback(host: string): boolean {
   return /^(localhost|127(\.\d{1,3}){3}|::1)$/i.test(host);
@@ -378,7 +378,11 @@ export function parseEvent(body: unknown, receivedAt: number): TelemetryEvent {
 
   /** A field that this type declares, so that it was checked. */
   const declared = (name: string) => (name in EVENT_TYPES[type] ? (fields[name] ?? null) : null);
+  // Whole milliseconds: a sum of fractions would depend on the order of arrival.
   const seconds = numberOrNull(declared("duration_seconds"));
+  const milliseconds =
+    seconds === null ? numberOrNull(declared("duration_ms")) : seconds * SECOND_MS;
+  const duration = milliseconds === null ? null : Math.round(milliseconds);
   const event: TelemetryEvent = {
     client_id: textOrNull(id),
     session_id: textOrNull(session_id) ?? "",
@@ -386,12 +390,14 @@ export function parseEvent(body: unknown, receivedAt: number): TelemetryEvent {
     timestamp: parseTimestamp(timestamp, receivedAt),
     name: textOrNull(declared("tool") ?? declared("subagent_type")),
     call_id: textOrNull(declared("call_id")),
-    duration_ms: seconds === null ? numberOrNull(declared("duration_ms")) : seconds * SECOND_MS,
+    duration_ms: duration,
     failed: hasFailed(type, fields),
     facts: sessionFacts(type, fields),
     data: "",
   };
-  if (type === "tool_use") fields.duration_ms ??= null; // documented on the stream: there even where it isn't known
+  // Documented on the stream of a tool_use: there even where it isn't known.
+  if (type === "tool_use" || declared("duration_ms") !== null) fields.duration_ms = duration;
+  if (fields.duration_seconds === null) delete fields.duration_seconds;
   event.data = JSON.stringify(fields);
   if (isDialect && type === "tool_use" && /^(mcp_)?task$/i.test(event.name ?? ""))
     event.implied = impliedAgent(event, fields);
@@ -574,7 +580,7 @@ const MIGRATIONS = [
      error_count      INTEGER NOT NULL,
      info             TEXT    NOT NULL  -- {"<fact>": [<timestamp>, <value>]}
    );
-   CREATE INDEX sessions_last_event_at ON sessions (last_event_at);
+   CREATE INDEX sessions_last_event_at ON sessions (last_event_at, id);
 
    CREATE TABLE events (
      id          INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again: a cursor stays unambiguous
@@ -584,14 +590,16 @@ const MIGRATIONS = [
      timestamp   INTEGER NOT NULL,
      name        TEXT,
      call_id     TEXT,
-     duration_ms REAL,
+     duration_ms INTEGER,
      failed      INTEGER NOT NULL,
      data        TEXT    NOT NULL
    );
    CREATE UNIQUE INDEX events_client_id ON events (client_id) WHERE client_id IS NOT NULL;
    CREATE INDEX events_session_id ON events (session_id);
    CREATE INDEX events_timestamp ON events (timestamp);
-   CREATE INDEX events_agent_call ON events (session_id, call_id)
+   -- Most events are tool calls, so a page of those is found without an index:
+   CREATE INDEX events_type ON events (type) WHERE type <> 'tool_use';
+   CREATE INDEX events_agent_call ON events (session_id, call_id, type)
      WHERE call_id IS NOT NULL AND type IN ('agent_spawn', 'agent_complete');
 
    CREATE TABLE usage (
@@ -601,8 +609,8 @@ const MIGRATIONS = [
      name     TEXT    NOT NULL,
      count    INTEGER NOT NULL,
      timed    INTEGER NOT NULL, -- how many durations are known
-     total_ms REAL    NOT NULL,
-     max_ms   REAL,
+     total_ms INTEGER NOT NULL,
+     max_ms   INTEGER,
      errors   INTEGER NOT NULL,
      PRIMARY KEY (type, span, start, name)
    ) WITHOUT ROWID;
@@ -618,6 +626,9 @@ const MIGRATIONS = [
 
 /** An active session without an event for this long is stale: its process may be gone. */
 const STALE_MS = HOUR_MS;
+
+/** More completions than this of one agent call are a mistake of the poster: the rest isn't timed. */
+const MAX_COMPLETIONS = 100;
 
 /** Rows deleted, or pages given back, between two turns of the event loop: some milliseconds. */
 const PRUNE_ROWS = 500;
@@ -812,12 +823,14 @@ export function openStore(directory: string) {
        max_ms   = MAX(COALESCE(max_ms, excluded.max_ms), COALESCE(excluded.max_ms, max_ms)),
        errors   = errors + excluded.errors`,
   );
+  /** Rows of one agent call and type that are older than an id, oldest first. */
   const selectAgentCall = db.query<CallRow, Bind[]>(
     `SELECT id, type, timestamp, name, call_id, duration_ms, failed, data
      FROM events
-     WHERE session_id = ? AND call_id = ?
+     WHERE session_id = ? AND call_id = ? AND type = ? AND id < ?
        AND call_id IS NOT NULL AND type IN ('agent_spawn', 'agent_complete')
-     ORDER BY id`,
+     ORDER BY id
+     LIMIT ?`,
   );
   const selectHead = db.query<{ seq: number }, []>(
     "SELECT seq FROM sqlite_sequence WHERE name = 'events'",
@@ -845,7 +858,7 @@ export function openStore(directory: string) {
       if (changes === 0) return selectByClientId.get(event.client_id)?.id ?? 0;
       const id = Number(lastInsertRowid);
       added.push({ ...event, id, started_at: null });
-      countUsage(usage, event, earlierOfAgentCall(event, id));
+      countUsage(usage, event, otherEnds(event, id));
       if (event.implied) insert(event.implied);
       return id;
     }
@@ -871,11 +884,17 @@ export function openStore(directory: string) {
     return { receipts, added };
   });
 
-  /** What is stored already of the agent call that `event` belongs to. */
-  function earlierOfAgentCall(event: TelemetryEvent, id: number): CallRow[] {
-    if (event.call_id === null || (event.type !== "agent_spawn" && event.type !== "agent_complete"))
-      return [];
-    return selectAgentCall.all(event.session_id, event.call_id).filter((row) => row.id < id);
+  /**
+   * What is stored already of the agent call that `event` belongs to: for a completion its spawn,
+   * for the first spawn its completions. So each pair is seen once, when its second half arrives.
+   */
+  function otherEnds(event: TelemetryEvent, id: number): CallRow[] {
+    if (event.call_id === null) return [];
+    const earlier = (type: EventType, limit: number) =>
+      selectAgentCall.all(event.session_id, event.call_id, type, id, limit);
+    if (event.type === "agent_complete") return earlier("agent_spawn", 1);
+    if (event.type !== "agent_spawn" || earlier("agent_spawn", 1).length > 0) return [];
+    return earlier("agent_complete", MAX_COMPLETIONS);
   }
 
   function foldSessions(added: (TelemetryEvent & StoredEvent)[]): void {
@@ -936,7 +955,9 @@ export function openStore(directory: string) {
       values.push(filter.sessionId);
     }
     if (filter.type !== null) {
-      where.push("type = ?");
+      // The + keeps a session's page on the session's index.
+      where.push(filter.sessionId === null ? "type = ?" : "+type = ?");
+      if (filter.sessionId === null && filter.type !== "tool_use") where.push("type <> 'tool_use'");
       values.push(filter.type);
     }
     const rows = db
@@ -968,7 +989,9 @@ export function openStore(directory: string) {
   /** The latest sessions by activity; `now` in milliseconds, for the status. */
   function listSessions(limit: number, now: number): Session[] {
     return db
-      .query<SessionRow, Bind[]>("SELECT * FROM sessions ORDER BY last_event_at DESC, id LIMIT ?")
+      .query<SessionRow, Bind[]>(
+        "SELECT * FROM sessions ORDER BY last_event_at DESC, id DESC LIMIT ?",
+      )
       .all(limit)
       .map((row) => toSession(row, now));
   }
@@ -1053,6 +1076,16 @@ export function openStore(directory: string) {
      RETURNING id, type, failed`,
   );
 
+  const deleteUsage = db.query<unknown, Bind[]>(
+    `DELETE FROM usage
+     WHERE (type, span, start, name) IN (
+       SELECT type, span, start, name
+       FROM usage
+       WHERE type IN ('', 'tool_use', 'agent_spawn') AND span IN (60000, 3600000) AND start <= ?
+       LIMIT ?
+     )`,
+  );
+
   /**
    * Deletes up to PRUNE_ROWS events of expired sessions, and the sessions that are then empty.
    * A larger session goes in several steps; its counts are right after each, in case an event
@@ -1109,7 +1142,8 @@ export function openStore(directory: string) {
       stored -= step.rows;
     }
     if (closed) return sessions;
-    db.query<unknown, Bind[]>("DELETE FROM usage WHERE start + span <= ?").run(cutoff);
+    for (let rows = PRUNE_ROWS; rows >= PRUNE_ROWS && !closed; await turn())
+      rows = deleteUsage.run(cutoff - HOUR_MS, PRUNE_ROWS).changes;
     const freePages = () =>
       db.query<{ freelist_count: number }, []>("PRAGMA freelist_count").get()?.freelist_count ?? 0;
     if (freePages() === 0) return sessions;
@@ -1165,7 +1199,12 @@ export function openStore(directory: string) {
     /** Writes the log back into the database file and lets go of the directory. */
     close(): void {
       closed = true;
-      db.query("PRAGMA wal_checkpoint(TRUNCATE)").all();
+      try {
+        db.query("PRAGMA wal_checkpoint(TRUNCATE)").all();
+      } catch (error) {
+        if (!(error instanceof SQLiteError)) throw error;
+        // A full disk, or a lock: the -wal file stays, and the next start reads it.
+      }
       db.close();
       lock.close();
     },
@@ -1259,11 +1298,11 @@ function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Adds what `event` counts for; `earlier` is what is stored already of the same agent call. */
+/** Adds what `event` counts for, and the pairs that it makes with `others` of its agent call. */
 function countUsage(
   usage: Map<string, UsageDelta>,
   event: TelemetryEvent,
-  earlier: CallRow[],
+  others: CallRow[],
 ): void {
   function add(
     type: "" | "tool_use" | "agent_spawn",
@@ -1315,18 +1354,16 @@ function countUsage(
     );
 
   add("", "", 1, event, null);
-  const spawn = earlier.find((row) => row.type === "agent_spawn");
   switch (event.type) {
     case "tool_use":
     case "agent_spawn":
       add(event.type, event.name ?? "unknown", 1, event, event.duration_ms);
-      if (event.type === "agent_spawn" && spawn === undefined)
-        for (const end of earlier) if (needsSpawn(end)) addCompletion(end, event);
+      for (const end of others) if (needsSpawn(end)) addCompletion(end, event);
       break;
     case "agent_complete":
       if (!needsSpawn(event))
         add("agent_spawn", event.name ?? "unknown", 0, event, event.duration_ms);
-      else if (spawn !== undefined) addCompletion(event, spawn);
+      else for (const spawn of others) addCompletion(event, spawn);
       break;
   }
 }
@@ -1492,6 +1529,14 @@ export function encodeFrame(event: StoredEvent): string {
 export function createHub(store: Pick<Store, "page" | "bounds">) {
   const subscribers = new Set<Subscriber>();
 
+  function send({ controller }: Subscriber, chunk: Uint8Array): void {
+    try {
+      controller.enqueue(chunk);
+    } catch {
+      // It was cancelled in this turn of the event loop; cancel() takes it from the set.
+    }
+  }
+
   /** Sends one page from the log; live again where it was the last. */
   function fill(subscriber: Subscriber): void {
     const { events, done } = store.page(
@@ -1503,7 +1548,7 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
     const last = events.at(-1);
     if (last !== undefined) {
       subscriber.cursor = last.id;
-      subscriber.controller.enqueue(encoder.encode(events.map(encodeFrame).join("")));
+      send(subscriber, encoder.encode(events.map(encodeFrame).join("")));
     }
     if (done) {
       subscriber.cursor = store.bounds().head; // past what its filter left out
@@ -1592,7 +1637,7 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
         const chunk = subscriber.sessionId === null ? all : ofSession(subscriber.sessionId);
         if (chunk.byteLength === 0) subscriber.cursor = last.id;
         else if ((subscriber.controller.desiredSize ?? 0) > 0) {
-          subscriber.controller.enqueue(chunk);
+          send(subscriber, chunk);
           subscriber.cursor = last.id;
         } else subscriber.live = false;
       }
@@ -1600,8 +1645,9 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
 
     /** Keeps quiet streams open, and lets the idle timeout find those that nobody reads. */
     heartbeat(): void {
-      for (const { live, controller } of subscribers)
-        if (live && (controller.desiredSize ?? 0) > 0) controller.enqueue(HEARTBEAT);
+      for (const subscriber of subscribers)
+        if (subscriber.live && (subscriber.controller.desiredSize ?? 0) > 0)
+          send(subscriber, HEARTBEAT);
     },
 
     /** Ends every stream; a browser comes back by itself. */
@@ -1782,7 +1828,7 @@ export function createGuard(config: Config) {
         req.method === "GET" &&
         req.headers.get("sec-fetch-mode") === "navigate" &&
         req.headers.get("sec-fetch-dest") === "document" &&
-        /^[^?#]*\/\/[^/]*\/(\?|$)/.test(req.url);
+        new URL(req.url).pathname === "/";
       if (origin === null && (site === "cross-site" || site === "same-site") && !isOpening)
         throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
       return {};
@@ -1869,7 +1915,8 @@ async function readBody(req: Request): Promise<{ text: string; isNdjson: boolean
 // answers it.
 
 type Method = "GET" | "POST";
-type Handler = (req: Request & { params: Record<string, string> }) => Response | Promise<Response>;
+type Params = Record<string, string>;
+type Handler = (req: Request, params: Params) => Response | Promise<Response>;
 type RouteTable = Record<string, Partial<Record<Method, Handler>>>;
 
 const DEFAULT_LIMIT = 100;
@@ -2002,8 +2049,8 @@ function createRoutes(context: Context): RouteTable {
         json({ sessions: store.listSessions(limitParam(query(req)), now()) }, 200, headId()),
     },
     "/api/sessions/:sessionId": {
-      GET: (req) => {
-        const id = req.params.sessionId ?? "";
+      GET: (_req, params) => {
+        const id = params.sessionId ?? "";
         const found = store.findSession(id, now());
         if (found === null)
           throw new HttpError(404, `no session ${JSON.stringify(id.slice(0, MAX_ID_CHARS))}`);
@@ -2103,7 +2150,8 @@ function filterParams(params: URLSearchParams): EventFilter {
 
 /** The answer to `req`: of its handler, or of what went wrong. Nothing else turns errors into answers. */
 async function answer(
-  req: Request & { params: Record<string, string> },
+  req: Request,
+  params: Params,
   methods: Partial<Record<Method, Handler>> | undefined,
   guard: Guard,
   isPublic: boolean,
@@ -2129,7 +2177,7 @@ async function answer(
         throw new HttpError(405, `${req.method} is not for this route`, {
           Allow: allowed(methods),
         });
-      response = await handler(req);
+      response = await handler(req, params);
       if (isHead) {
         await response.body?.cancel(); // or a stream would go on without a reader
         response = new Response(null, response);
@@ -2214,12 +2262,13 @@ export function startServer(
         ...Object.fromEntries(
           Object.entries(routes).map(([path, methods]) => [
             path,
-            (req: Bun.BunRequest) => answer(req, methods, guard, PUBLIC_ROUTES.includes(path), log),
+            (req: Bun.BunRequest) =>
+              answer(req, req.params, methods, guard, PUBLIC_ROUTES.includes(path), log),
           ]),
         ),
         [DASHBOARD_ROUTE]: dashboard,
       },
-      fetch: (req) => answer(Object.assign(req, { params: {} }), undefined, guard, false, log),
+      fetch: (req) => answer(req, {}, undefined, guard, false, log),
     });
 
   let servers: Bun.Server<undefined>[];
@@ -2284,6 +2333,7 @@ function listen(
 }
 
 if (import.meta.main) {
+  process.env.NO_PROXY = "*"; // it fetches from itself alone: the page's bundle
   try {
     const config = loadConfig(process.env);
     const log = createLog(config.logLevel);
