@@ -2076,6 +2076,12 @@ function createRoutes(context: Context): RouteTable {
     "/api/analytics/activity": {
       GET: (req) => json({ activity: store.activity(since(req)) }),
     },
+    "/plugin/observability.ts": {
+      GET: () =>
+        new Response(Bun.file(new URL("./plugin/observability.ts", import.meta.url)), {
+          headers: { ...COMMON_HEADERS, "Content-Type": "text/plain; charset=utf-8" },
+        }),
+    },
   };
 }
 
@@ -2185,6 +2191,8 @@ async function answer(
     }
   } catch (error) {
     const { status, message, headers } = asHttpError(error, log);
+    const [reason] = message.split("; got "); // what was got is the client's, and private
+    log.debug(`${status} ${req.method} ${req.url.replace(/\?.*/s, "")}: ${reason}`);
     response = json({ error: message }, status, headers);
   }
   for (const [name, value] of Object.entries(cors)) response.headers.set(name, value);
