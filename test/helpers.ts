@@ -1,9 +1,17 @@
 /** What the tests share: a real server on a free port, real sockets, a real database file. */
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type Config, type Log, loadConfig, startServer } from "../server.ts";
+import {
+  type Config,
+  type Log,
+  loadConfig,
+  openStore,
+  type Store,
+  startServer,
+} from "../server.ts";
+import type { PostedEvent } from "./fixtures.ts";
 
 export interface TestServer {
   url: string;
@@ -19,6 +27,24 @@ const SILENT: Log = { debug() {}, info() {}, warn() {}, error() {} };
 
 export function makeTempDir(): string {
   return mkdtempSync(join(tmpdir(), "pai-observability-"));
+}
+
+export interface TestStore extends Store, Disposable {
+  dataDir: string;
+}
+
+/** A store in a temporary directory, which goes when it is disposed of. */
+export function openTestStore(): TestStore {
+  const dataDir = makeTempDir();
+  const store = openStore(dataDir);
+  return {
+    ...store,
+    dataDir,
+    [Symbol.dispose]() {
+      store.close();
+      rmSync(dataDir, { recursive: true, force: true });
+    },
+  };
 }
 
 /** A server on 127.0.0.1 with a temporary directory, which goes when it is disposed of. */
@@ -71,6 +97,21 @@ export async function postEvent(
     body: JSON.stringify(body),
   });
   return { status: response.status, body: await response.json() };
+}
+
+/** Posts `body` as it is, and gives what came back; its text is parsed where it is JSON. */
+export async function postBody(
+  server: { url: string },
+  body: BodyInit,
+  contentType: string | null = "application/json",
+  path = "/api/events",
+): Promise<{ status: number; headers: Headers; body: { ids?: number[]; error?: string } }> {
+  const response = await fetch(server.url + path, {
+    method: "POST",
+    headers: contentType === null ? {} : { "Content-Type": contentType },
+    body,
+  });
+  return { status: response.status, headers: response.headers, body: await response.json() };
 }
 
 export async function getJson<T = Record<string, unknown>>(
@@ -164,3 +205,208 @@ export async function waitFor(
     await Bun.sleep(5);
   }
 }
+
+export interface ServerProcess {
+  pid: number;
+  url: string;
+  port: number;
+  dataDir: string;
+  /** What it wrote so far, to stdout and stderr. */
+  output: () => string;
+  /** Ends it; its exit code and how long that took. */
+  end: (signal: NodeJS.Signals) => Promise<{ exitCode: number; ms: number }>;
+  [Symbol.asyncDispose]: () => Promise<void>;
+}
+
+const PROJECT = join(import.meta.dir, "..");
+
+interface ProcessOptions {
+  dataDir: string;
+  /** Beside PORT and DATA_DIR; nothing else of this environment but the PATH reaches it. */
+  env?: Record<string, string>;
+  /** What is run; the server of this project where it isn't given. */
+  command?: string[];
+  /** Where a `.env` would be read: the data directory where it isn't given. */
+  cwd?: string;
+}
+
+function spawnProcess({ dataDir, env = {}, command, cwd = dataDir }: ProcessOptions) {
+  return Bun.spawn({
+    cmd: command ?? [process.execPath, join(PROJECT, "server.ts")],
+    cwd,
+    env: { PATH: process.env.PATH ?? "", PORT: "0", DATA_DIR: dataDir, ...env },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+}
+
+/** The server as a process of its own, once it has said its URL. Its directory stays. */
+export async function spawnServer(options: ProcessOptions): Promise<ServerProcess> {
+  const child = spawnProcess(options);
+  let output = "";
+  const collect = async (stream: ReadableStream<Uint8Array>) => {
+    const decoder = new TextDecoder();
+    for await (const chunk of stream) output += decoder.decode(chunk, { stream: true });
+  };
+  const collected = Promise.all([collect(child.stdout), collect(child.stderr)]);
+  const url = () => / on (http:\S+)\n/.exec(output)?.[1];
+  const end = async (signal: NodeJS.Signals) => {
+    const start = performance.now();
+    child.kill(signal);
+    const exitCode = await child.exited;
+    await collected;
+    return { exitCode, ms: performance.now() - start };
+  };
+  await waitFor(
+    () => url() !== undefined || child.exitCode !== null,
+    "the URL of the server",
+  ).catch(async (error: unknown) => {
+    await end("SIGKILL");
+    throw error;
+  });
+  if (url() === undefined) {
+    await collected;
+    throw new Error(`the server ended with ${child.exitCode}: ${output}`);
+  }
+  return {
+    pid: child.pid,
+    url: url() ?? "",
+    port: Number(new URL(url() ?? "").port),
+    dataDir: options.dataDir,
+    output: () => output,
+    end,
+    async [Symbol.asyncDispose]() {
+      if (child.exitCode === null) await end("SIGKILL");
+    },
+  };
+}
+
+/** A start that is expected to fail: what the server wrote, and its exit code. */
+export async function runToExit(
+  options: ProcessOptions,
+): Promise<{ exitCode: number; stdout: string; stderr: string }> {
+  const child = spawnProcess(options);
+  const deadline = setTimeout(() => child.kill("SIGKILL"), 3_000);
+  const [stdout, stderr, exitCode] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ]);
+  clearTimeout(deadline);
+  return { exitCode, stdout, stderr };
+}
+
+export interface Writers {
+  /** Ids that the server acknowledged. */
+  acknowledged: Set<string>;
+  /** Posts without an answer: the server may have stored them or not. */
+  unanswered: PostedEvent[];
+  /** Statuses other than 200 and 201. */
+  refused: number[];
+  /** Resolves when all have ended: on `stop`, or because the server is gone. */
+  ended: Promise<void>;
+  stop: () => void;
+}
+
+/** Posts `next()`, one event after the other in each of `count` loops, until the server is gone. */
+export function startWriters(
+  server: { url: string },
+  next: () => PostedEvent & { id: string },
+  count = 8,
+): Writers {
+  let isStopped = false;
+  const write = async () => {
+    while (!isStopped) {
+      const event = next();
+      try {
+        const { status } = await postEvent(server, event);
+        if (status === 200 || status === 201) writers.acknowledged.add(event.id);
+        else writers.refused.push(status);
+      } catch {
+        writers.unanswered.push(event);
+        return;
+      }
+    }
+  };
+  const writers: Writers = {
+    acknowledged: new Set(),
+    unanswered: [],
+    refused: [],
+    ended: Promise.resolve(),
+    stop: () => {
+      isStopped = true;
+    },
+  };
+  writers.ended = Promise.all(Array.from({ length: count }, write)).then(() => undefined);
+  return writers;
+}
+
+/** Resident memory of a process, in bytes. */
+export function residentBytes(pid: number): number {
+  const status = `/proc/${pid}/status`;
+  if (existsSync(status))
+    return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(status, "utf8"))?.[1]) * 1024;
+  const { stdout } = Bun.spawnSync(["ps", "-o", "rss=", "-p", String(pid)]);
+  return Number(stdout.toString().trim()) * 1024;
+}
+
+/**
+ * Sends `request` as it is, and gives what comes back until the server closes, one whole answer
+ * with a Content-Length is there, or `timeoutMs` has passed.
+ */
+export async function sendRaw(
+  { port }: { port: number },
+  request: string | Uint8Array,
+  timeoutMs = 2_000,
+): Promise<string> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  let answer = "";
+  const socket = await Bun.connect({
+    hostname: "127.0.0.1",
+    port,
+    socket: {
+      data(_, chunk) {
+        answer += chunk.toString("latin1");
+        const [head = "", ...body] = answer.split("\r\n\r\n");
+        const length = /^content-length: *(\d+)/im.exec(head)?.[1];
+        if (length !== undefined && body.join("\r\n\r\n").length >= Number(length)) resolve();
+      },
+      close: () => resolve(),
+      error: () => resolve(),
+    },
+  });
+  socket.write(request);
+  const timer = setTimeout(resolve, timeoutMs);
+  await promise;
+  clearTimeout(timer);
+  socket.terminate();
+  return answer;
+}
+
+/** The status in the answer of `sendRaw`; 0 where there is none. */
+export function statusOf(answer: string): number {
+  return Number(/^HTTP\/1\.1 (?!100)(\d{3})/m.exec(answer)?.[1] ?? 0);
+}
+
+const CHROMIUM_NAMES = ["google-chrome-stable", "google-chrome", "chromium-browser", "chromium"];
+
+/**
+ * Whether this machine has a Chromium to test with. Only outside of CI may it be missing: there
+ * the tests run, and fail.
+ */
+export const hasChromium =
+  Boolean(process.env.CI) || CHROMIUM_NAMES.some((name) => Bun.which(name) !== null);
+if (!hasChromium) console.warn("skipped: the browser tests, for want of Chromium in PATH");
+
+/** A page in real Chromium. */
+export async function openPage(url: string): Promise<Bun.WebView> {
+  const page = new Bun.WebView({
+    backend: { type: "chrome", url: false, argv: ["--no-sandbox"] },
+  });
+  await page.navigate(url);
+  return page;
+}
+
+/** `SOAK=1 bun test` runs the long tests in full. */
+export const isSoak = Boolean(process.env.SOAK);
