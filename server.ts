@@ -2275,6 +2275,7 @@ export function startServer(
       hostname,
       port,
       development: false,
+      reusePort: false, // development: false turns it on, and two servers share a port (Bun 1.4.5)
       idleTimeout: IDLE_TIMEOUT_SECONDS,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
       routes: {

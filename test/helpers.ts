@@ -85,12 +85,18 @@ export async function startTestServer({
   };
 }
 
+export interface PostAnswer {
+  id?: number;
+  ids?: number[];
+  error?: string;
+}
+
 /** Posts `body` as JSON; an object with `ids` or `id` comes back, or `error`. */
 export async function postEvent(
   server: { url: string },
   body: unknown,
   headers: Record<string, string> = {},
-): Promise<{ status: number; body: { id?: number; ids?: number[]; error?: string } }> {
+): Promise<{ status: number; body: PostAnswer }> {
   const response = await fetch(`${server.url}/api/events`, {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers },
@@ -99,13 +105,13 @@ export async function postEvent(
   return { status: response.status, body: await response.json() };
 }
 
-/** Posts `body` as it is, and gives what came back; its text is parsed where it is JSON. */
+/** Posts `body` as it is; what came back, with its headers. */
 export async function postBody(
   server: { url: string },
   body: BodyInit,
   contentType: string | null = "application/json",
   path = "/api/events",
-): Promise<{ status: number; headers: Headers; body: { ids?: number[]; error?: string } }> {
+): Promise<{ status: number; headers: Headers; body: PostAnswer }> {
   const response = await fetch(server.url + path, {
     method: "POST",
     headers: contentType === null ? {} : { "Content-Type": contentType },
@@ -137,6 +143,8 @@ export interface TestStream {
   frames: Frame[];
   /** The frames that carry data. */
   events: () => (Frame & { data: string })[];
+  /** Waits until there are `count` frames with data, and gives them all. */
+  waitForEvents: (count: number) => Promise<(Frame & { data: string })[]>;
   close: () => void;
   ended: Promise<void>;
 }
@@ -157,11 +165,16 @@ export async function openStream(
   const frames: Frame[] = [];
   const ended = readFrames(response.body, frames).catch(() => undefined);
   await waitFor(() => frames.length > 0, "the first block of the stream");
+  const events = () =>
+    frames.filter((frame): frame is Frame & { data: string } => frame.data !== undefined);
   return {
     response,
     frames,
-    events: () =>
-      frames.filter((frame): frame is Frame & { data: string } => frame.data !== undefined),
+    events,
+    async waitForEvents(count) {
+      await waitFor(() => events().length >= count, `${count} events on the stream`);
+      return events();
+    },
     close: () => abort.abort(),
     ended,
   };
@@ -179,7 +192,7 @@ async function readFrames(body: ReadableStream<Uint8Array>, frames: Frame[]): Pr
   }
 }
 
-function parseFrame(block: string): Frame {
+export function parseFrame(block: string): Frame {
   const frame: Frame = { comments: [] };
   for (const line of block.split("\n")) {
     const colon = line.indexOf(":");
