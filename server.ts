@@ -25,7 +25,7 @@
 
 import { Database, SQLiteError } from "bun:sqlite";
 import { timingSafeEqual } from "node:crypto";
-import { chmodSync, closeSync, existsSync, mkdirSync, openSync, readdirSync } from "node:fs";
+import { chmodSync, closeSync, mkdirSync, openSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import dashboard from "./dashboard/index.html";
 import { version } from "./package.json";
@@ -458,16 +458,16 @@ function sessionFacts(
  */
 function translateDialect(body: Record<string, unknown>): Record<string, unknown> {
   const { event_type, type: _, ...event } = body;
-  if (!isRecord(event.data ?? {})) return { ...event, type: event_type };
-  const { agent_type, task_id, args_preview, working_directory, ...data } = isRecord(event.data)
-    ? event.data
-    : {};
   const type =
     event_type === "tool.execute"
       ? "tool_use"
       : typeof event_type === "string"
         ? event_type.replaceAll(".", "_")
         : event_type;
+  if (!isRecord(event.data ?? {})) return { ...event, type };
+  const { agent_type, task_id, args_preview, working_directory, ...data } = isRecord(event.data)
+    ? event.data
+    : {};
   if (task_id != null) data.call_id = task_id;
   if (args_preview != null) data.args = args_preview;
   if (working_directory != null) data.directory = working_directory;
@@ -563,9 +563,14 @@ function numberOrNull(value: unknown): number | null {
 // same transaction, and come out the same in whatever order events arrive. It knows nothing of
 // requests or streams, and refuses to touch a file that it doesn't understand.
 
+/** "PAOB" in the header of the file: SQLite's way to tell whose database it is. */
+const APPLICATION_ID = 0x50414f42;
+
 /** Each entry brings the schema to the version of its index + 1 (PRAGMA user_version). */
 const MIGRATIONS = [
-  `CREATE TABLE sessions (
+  `PRAGMA application_id = ${APPLICATION_ID};
+
+   CREATE TABLE sessions (
      id               TEXT PRIMARY KEY,
      started_at       INTEGER NOT NULL,
      last_event_at    INTEGER NOT NULL,
@@ -618,17 +623,17 @@ const MIGRATIONS = [
    -- Events up to this id may be gone: a cursor below it can't be served in full.
    CREATE TABLE watermark (event_id INTEGER NOT NULL);
 
-   -- Ids start at the time of creation, so that a cursor from an earlier database of this
+   -- Ids start at the time of creation, in microseconds, so that a cursor from an earlier database of this
    -- directory lies below the watermark, rather than quietly pointing at other events.
-   INSERT INTO sqlite_sequence (name, seq) VALUES ('events', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER));
+   INSERT INTO sqlite_sequence (name, seq) VALUES ('events', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000);
    INSERT INTO watermark SELECT seq FROM sqlite_sequence WHERE name = 'events';`,
 ];
 
 /** An active session without an event for this long is stale: its process may be gone. */
 const STALE_MS = HOUR_MS;
 
-/** More completions than this of one agent call are a mistake of the poster: the rest isn't timed. */
-const MAX_COMPLETIONS = 100;
+/** More spawns or completions than this of one agent call are a mistake: the rest isn't paired. */
+const MAX_CALL_EVENTS = 100;
 
 /** Rows deleted, or pages given back, between two turns of the event loop: some milliseconds. */
 const PRUNE_ROWS = 500;
@@ -883,17 +888,15 @@ export function openStore(directory: string) {
     return { receipts, added };
   });
 
-  /**
-   * What is stored already of the agent call that `event` belongs to: for a completion its spawn,
-   * for the first spawn its completions. So each pair is seen once, when its second half arrives.
-   */
+  /** What is stored already of the agent call that `event` belongs to. */
   function otherEnds(event: TelemetryEvent, id: number): CallRow[] {
     if (event.call_id === null) return [];
-    const earlier = (type: EventType, limit: number) =>
-      selectAgentCall.all(event.session_id, event.call_id, type, id, limit);
-    if (event.type === "agent_complete") return earlier("agent_spawn", 1);
-    if (event.type !== "agent_spawn" || earlier("agent_spawn", 1).length > 0) return [];
-    return earlier("agent_complete", MAX_COMPLETIONS);
+    const earlier = (type: EventType) =>
+      selectAgentCall.all(event.session_id, event.call_id, type, id, MAX_CALL_EVENTS);
+    if (event.type === "agent_complete") return earlier("agent_spawn");
+    if (event.type === "agent_spawn")
+      return [...earlier("agent_spawn"), ...earlier("agent_complete")];
+    return [];
   }
 
   function foldSessions(added: (TelemetryEvent & StoredEvent)[]): void {
@@ -1218,7 +1221,9 @@ function makePrivate(directory: string, path: string): void {
     // One that was there already is left as it is where it holds other things than ours.
     const isOurs = (name: string) => name === ".gitkeep" || name.startsWith("observability.db");
     if (readdirSync(directory).every(isOurs)) chmodSync(directory, 0o700);
-    if (!existsSync(path)) closeSync(openSync(path, "a", 0o600)); // SQLite gives -wal and -shm the mode of this file
+    closeSync(openSync(path, "a", 0o600)); // SQLite gives -wal and -shm the mode of this file
+    for (const name of readdirSync(directory).filter((name) => name.startsWith("observability.db")))
+      chmodSync(join(directory, name), 0o600);
   } catch (error) {
     throw new StartError([
       `DATA_DIR=${JSON.stringify(directory)}: expected a directory that this user can write to (${messageOf(error)})`,
@@ -1251,17 +1256,12 @@ function openDatabase(path: string): Database {
   const db = new Database(path, { strict: true });
   try {
     db.run("PRAGMA busy_timeout = 2000"); // at the start only: another process may still be closing it
-    const found =
-      db.query<{ user_version: number }, []>("PRAGMA user_version").get()?.user_version ?? 0;
-    if (found > MIGRATIONS.length)
-      throw new StartError([
-        `${path}: written by a newer version of this server (schema ${found}, this one knows ${MIGRATIONS.length}): use that version, or another DATA_DIR. Nothing was changed`,
-      ]);
-    db.run("PRAGMA auto_vacuum = INCREMENTAL"); // only before the first table
+    const found = refuseForeign(db, path);
+    if (found === 0) db.run("PRAGMA auto_vacuum = INCREMENTAL"); // only before the first table
     db.run("PRAGMA journal_mode = WAL"); // readers and the writer don't wait for each other
     db.run("PRAGMA synchronous = FULL"); // an acknowledgement outlives a power cut
     db.run("PRAGMA foreign_keys = ON"); // off by default; CASCADE needs it
-    db.run("PRAGMA journal_size_limit = 4194304"); // a log that once grew is cut again, bytes
+    db.run(`PRAGMA journal_size_limit = ${4 * 1024 * 1024}`); // bytes: a log that once grew is cut again
     for (const [index, migration] of MIGRATIONS.entries())
       if (index >= found)
         db.transaction(() => {
@@ -1276,6 +1276,35 @@ function openDatabase(path: string): Database {
   }
 }
 
+/**
+ * The schema version of the file; 0 where it is new. Only reads.
+ *
+ * @throws StartError where it isn't ours, or newer; SQLiteError where it is corrupt
+ */
+function refuseForeign(db: Database, path: string): number {
+  const pragma = (name: string) =>
+    Object.values(db.query<Record<string, unknown>, []>(`PRAGMA ${name}`).get() ?? {})[0];
+  const pages = Number(pragma("page_count"));
+  if (pages === 0) return 0;
+  if (pragma("application_id") !== APPLICATION_ID)
+    throw new StartError([`${path}: the database of another program; set another DATA_DIR`]);
+  const version = Number(pragma("user_version"));
+  if (version > MIGRATIONS.length)
+    throw new StartError([
+      `${path}: written by a newer version of this server (schema ${version}, this one knows ${MIGRATIONS.length}): use that version, or another DATA_DIR. Nothing was changed`,
+    ]);
+  const check = pages <= MAX_CHECKED_PAGES ? pragma("quick_check(1)") : "ok";
+  if (check !== "ok") throw new StartError([unusable(path, String(check))]);
+  return version;
+}
+
+/** 64 MB, read in some 100 ms; a larger file isn't checked as a whole, so that it starts as fast. */
+const MAX_CHECKED_PAGES = 16_384;
+
+function unusable(path: string, reason: string): string {
+  return `${path}: not a database that this server can use (${reason.replace(/\s+/g, " ")}); move it away or put a backup in its place, then start again. Nothing was deleted`;
+}
+
 function countEvents(db: Database): number {
   return db.query<{ n: number }, []>("SELECT TOTAL(event_count) AS n FROM sessions").get()?.n ?? 0;
 }
@@ -1285,7 +1314,7 @@ function asStartError(path: string, error: unknown): StartError {
   return new StartError([
     isBusy(error)
       ? `${path}: locked by another process; end it, then start again`
-      : `${path}: not a database that this server can use (${messageOf(error)}); move it away or put a backup in its place, then start again. Nothing was deleted`,
+      : unusable(path, messageOf(error)),
   ]);
 }
 
@@ -1298,7 +1327,15 @@ function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Adds what `event` counts for, and the pairs that it makes with `others` of its agent call. */
+/**
+ * Adds what `event` counts for to `usage`.
+ *
+ * An agent is counted by its spawn and timed by its completion. A completion that says its type
+ * and duration, or has no call_id, counts by itself; any other with the first spawn of its call,
+ * whichever is stored first.
+ *
+ * @param others what is stored already of the same agent call
+ */
 function countUsage(
   usage: Map<string, UsageDelta>,
   event: TelemetryEvent,
@@ -1307,65 +1344,66 @@ function countUsage(
   function add(
     type: "" | "tool_use" | "agent_spawn",
     name: string,
-    count: 0 | 1,
     of: { timestamp: number; failed: boolean | number },
     duration: number | null,
+    { count = 0, times = 1 }: { count?: 0 | 1; times?: 1 | -1 } = {},
   ) {
     for (const span of type === "" ? [MINUTE_MS] : [MINUTE_MS, HOUR_MS]) {
       const start = of.timestamp - (of.timestamp % span);
       const key = `${type} ${span} ${start} ${name}`;
       let row = usage.get(key);
       if (row === undefined) {
-        row = {
-          type,
-          span,
-          start,
-          name,
-          count: 0,
-          timed: 0,
-          total_ms: 0,
-          max_ms: null,
-          errors: 0,
-        };
+        row = { type, span, start, name, count: 0, timed: 0, total_ms: 0, max_ms: null, errors: 0 };
         usage.set(key, row);
       }
       row.count += count;
-      if (duration !== null) {
-        row.timed += 1;
-        row.total_ms += duration;
-        row.max_ms = Math.max(row.max_ms ?? 0, duration);
-      }
-      if (of.failed) row.errors += 1;
+      if (of.failed) row.errors += times;
+      if (duration === null) continue;
+      row.timed += times;
+      row.total_ms += times * duration;
+      // A maximum can't be taken back: where one call was spawned twice it may be the other one's.
+      if (times > 0) row.max_ms = Math.max(row.max_ms ?? 0, duration);
     }
   }
 
-  // An agent is counted by its spawn and timed by its completion. A completion that says its
-  // type and duration counts at once; any other when its spawn is there too, whichever came last.
-  type Completion = Pick<CallRow, "timestamp" | "name" | "call_id" | "duration_ms">;
-  const needsSpawn = (end: Completion) =>
-    end.call_id !== null && (end.name === null || end.duration_ms === null);
-  const addCompletion = (end: Completion & { failed: boolean | number }, spawn: Completion) =>
-    add(
-      "agent_spawn",
-      end.name ?? spawn.name ?? "unknown",
-      0,
-      end,
-      end.duration_ms ?? agentDuration(spawn, end),
-    );
+  type Spawn = Pick<CallRow, "timestamp" | "name" | "duration_ms">;
+  type Completion = Spawn & { call_id: string | null; failed: boolean | number };
+  const standsAlone = (end: Completion) =>
+    end.call_id === null || (end.name !== null && end.duration_ms !== null);
+  const addPair = (spawn: Spawn, end: Completion, times: 1 | -1) => {
+    const duration = end.duration_ms ?? agentDuration(spawn, end);
+    add("agent_spawn", end.name ?? spawn.name ?? "unknown", end, duration, { times });
+  };
+  const first = others.filter((row) => row.type === "agent_spawn").toSorted(bySpawnOrder)[0];
 
-  add("", "", 1, event, null);
+  add("", "", event, null, { count: 1 });
   switch (event.type) {
     case "tool_use":
+      add(event.type, event.name ?? "", event, event.duration_ms, { count: 1 });
+      break;
     case "agent_spawn":
-      add(event.type, event.name ?? "unknown", 1, event, event.duration_ms);
-      for (const end of others) if (needsSpawn(end)) addCompletion(end, event);
+      add(event.type, event.name ?? "", event, event.duration_ms, { count: 1 });
+      if (first !== undefined && bySpawnOrder(first, event) <= 0) break;
+      for (const end of others) {
+        if (end.type !== "agent_complete" || standsAlone(end)) continue;
+        if (first !== undefined) addPair(first, end, -1); // a call posted twice, the later one first
+        addPair(event, end, 1);
+      }
       break;
     case "agent_complete":
-      if (!needsSpawn(event))
-        add("agent_spawn", event.name ?? "unknown", 0, event, event.duration_ms);
-      else for (const spawn of others) addCompletion(event, spawn);
+      if (standsAlone(event)) add("agent_spawn", event.name ?? "unknown", event, event.duration_ms);
+      else if (first !== undefined) addPair(first, event, 1);
       break;
   }
+}
+
+/** The same first spawn of a call in whatever order they were stored. */
+function bySpawnOrder(
+  a: Pick<CallRow, "timestamp" | "name" | "duration_ms">,
+  b: Pick<CallRow, "timestamp" | "name" | "duration_ms">,
+): number {
+  const key = (spawn: typeof a) => `${spawn.name} ${spawn.duration_ms}`;
+  return a.timestamp - b.timestamp || (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0);
 }
 
 /** How long an agent took whose completion doesn't say: null where the spawn says it itself. */
@@ -1491,6 +1529,8 @@ const HEARTBEAT_MS = 15 * SECOND_MS;
 /** How long a browser waits before it comes back. */
 const RETRY_MS = 1_000;
 
+const DELETED = "events after the last event id were deleted, or it is from another database";
+
 const encoder = new TextEncoder();
 const HEARTBEAT = encoder.encode(":\n\n");
 
@@ -1501,6 +1541,8 @@ interface Subscriber {
   cursor: number;
   /** It has everything that is stored, so the next batch can go straight to it. */
   live: boolean;
+  /** The store's, when its cursor was last found to be above it, or 0. */
+  watermark: number;
 }
 
 export type Hub = ReturnType<typeof createHub>;
@@ -1518,6 +1560,11 @@ export function eventJson(event: StoredEvent): string {
   return envelope + duration + (event.data === "{}" ? "}" : `,${event.data.slice(1)}`);
 }
 
+/** Tells a client that events are missing before id `head`, from which it goes on, and why. */
+function resetFrame(reason: string, head: number): string {
+  return `id: ${head}\nevent: reset\ndata: ${JSON.stringify({ reason, last_event_id: head })}\n\n`;
+}
+
 /**
  * A frame of text/event-stream. JSON.stringify escapes CR and LF, the only characters that end a
  * line there, so no field can break out of it.
@@ -1526,7 +1573,14 @@ export function encodeFrame(event: StoredEvent): string {
   return `id: ${event.id}\nevent: ${event.type}\ndata: ${eventJson(event)}\n\n`;
 }
 
-export function createHub(store: Pick<Store, "page" | "bounds">) {
+/**
+ * @param onError told of what the store throws while a stream is filled; that stream ends, and its
+ *   client comes back with the last id that it has
+ */
+export function createHub(
+  store: Pick<Store, "page" | "bounds">,
+  onError: (error: unknown) => void = () => {},
+) {
   const subscribers = new Set<Subscriber>();
 
   function send({ controller }: Subscriber, chunk: Uint8Array): void {
@@ -1539,6 +1593,13 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
 
   /** Sends one page from the log; live again where it was the last. */
   function fill(subscriber: Subscriber): void {
+    const { head, watermark } = store.bounds();
+    const wasPruned = watermark > subscriber.watermark && watermark > subscriber.cursor;
+    subscriber.watermark = watermark;
+    if (wasPruned) {
+      subscriber.cursor = head;
+      send(subscriber, encoder.encode(resetFrame(DELETED, head)));
+    }
     const { events, done } = store.page(
       { after: subscriber.cursor, before: null, sessionId: subscriber.sessionId, type: null },
       "oldest first",
@@ -1551,7 +1612,7 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
       send(subscriber, encoder.encode(events.map(encodeFrame).join("")));
     }
     if (done) {
-      subscriber.cursor = store.bounds().head; // past what its filter left out
+      subscriber.cursor = head; // past what its filter left out
       subscriber.live = true;
     }
   }
@@ -1562,8 +1623,7 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
     if (!/^\d{1,16}$/.test(cursor)) return "the last event id is not a number";
     if (Number(cursor) > head)
       return "the last event id is ahead of the log: from another database";
-    if (Number(cursor) < watermark && Number(cursor) !== 0)
-      return "events after the last event id were deleted, or it is from another database";
+    if (Number(cursor) < watermark && Number(cursor) !== 0) return DELETED;
     return null;
   }
 
@@ -1584,31 +1644,58 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
       return new ReadableStream<Uint8Array>(
         {
           start(controller) {
-            const { head } = store.bounds();
+            const { head, watermark } = store.bounds();
             const reason = cursor === null ? null : refusal(cursor);
-            const resumes = cursor !== null && reason === null;
-            const reset = { reason, last_event_id: head };
-            subscriber = {
-              sessionId,
-              controller,
-              cursor: resumes ? Number(cursor) : head,
-              live: false,
-            };
+            const from = cursor === null || reason !== null ? head : Number(cursor);
+            subscriber = { sessionId, controller, cursor: from, live: false, watermark };
             subscribers.add(subscriber);
-            controller.enqueue(
-              encoder.encode(
-                `: PAI Observability ${version}\nretry: ${RETRY_MS}\n` +
-                  // An id without data is no event, but where the client resumes from.
-                  (reason === null ? "" : `event: reset\ndata: ${JSON.stringify(reset)}\n`) +
-                  `id: ${subscriber.cursor}\n\n`,
-              ),
-            );
+            // An id without data is no event, but where the client would resume from.
+            const hello = `: PAI Observability ${version}\nretry: ${RETRY_MS}\nid: ${from}\n\n`;
+            const reset = reason === null ? "" : resetFrame(reason, head);
+            controller.enqueue(encoder.encode(hello + reset));
           },
-          pull() {
-            if (!subscriber.live) fill(subscriber);
+          pull(controller) {
+            if (subscriber.live) return;
+            try {
+              fill(subscriber);
+            } catch (error) {
+              onError(error);
+              subscribers.delete(subscriber);
+              controller.close();
+            }
           },
           cancel() {
             subscribers.delete(subscriber);
+          },
+        },
+        new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
+      );
+    },
+
+    /** The stored events of `filter`, oldest first, as NDJSON: read as fast as it is taken. */
+    history(filter: EventFilter, limit: number): ReadableStream<Uint8Array> {
+      let after = filter.after;
+      let left = limit;
+      return new ReadableStream<Uint8Array>(
+        {
+          pull(controller) {
+            try {
+              const rows = Math.min(left, PAGE_ROWS);
+              const { events, done } = store.page(
+                { ...filter, after },
+                "oldest first",
+                rows,
+                PAGE_CHARS,
+              );
+              left -= events.length;
+              after = events.at(-1)?.id ?? after;
+              const lines = events.map((event) => `${eventJson(event)}\n`).join("");
+              if (lines !== "") controller.enqueue(encoder.encode(lines));
+              if (done || left === 0) controller.close();
+            } catch (error) {
+              onError(error);
+              controller.error(); // broken off: it must not look complete
+            }
           },
         },
         new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
@@ -1656,36 +1743,6 @@ export function createHub(store: Pick<Store, "page" | "bounds">) {
       subscribers.clear();
     },
   };
-}
-
-/** The stored events of `filter`, oldest first, as NDJSON, read from the log as fast as it is taken. */
-function exportEvents(
-  store: Store,
-  filter: EventFilter,
-  limit: number,
-): ReadableStream<Uint8Array> {
-  let after = filter.after;
-  let left = limit;
-  return new ReadableStream<Uint8Array>(
-    {
-      pull(controller) {
-        const { events, done } = store.page(
-          { ...filter, after },
-          "oldest first",
-          Math.min(left, PAGE_ROWS),
-          PAGE_CHARS,
-        );
-        left -= events.length;
-        after = events.at(-1)?.id ?? after;
-        if (events.length > 0)
-          controller.enqueue(
-            encoder.encode(events.map((event) => `${eventJson(event)}\n`).join("")),
-          );
-        if (done || left === 0) controller.close();
-      },
-    },
-    new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
-  );
 }
 
 // ─── Ingest ──────────────────────────────────────────────────────────────────
@@ -1809,7 +1866,7 @@ export function createGuard(config: Config) {
       const host = req.headers.get("host")?.toLowerCase() ?? "";
       const name = HOST_HEADER.exec(host)?.[1];
       // Two Host headers arrive joined by a comma, which no name matches.
-      if (name === undefined)
+      if (name === undefined || !URL.canParse(`http://${host}`))
         throw new HttpError(400, "Host: expected one host name, with or without a port");
       if (
         !isLoopback(name.replace(/^\[|\]$/g, "")) &&
@@ -2018,7 +2075,7 @@ function createRoutes(context: Context): RouteTable {
         if (req.headers.get("accept")?.includes(NDJSON)) {
           const limit = params.has("limit") ? limitParam(params) : Infinity;
           const before = Math.min(filter.before ?? Infinity, store.bounds().head + 1);
-          return new Response(exportEvents(store, { ...filter, before }, limit), {
+          return new Response(hub.history({ ...filter, before }, limit), {
             headers: { ...COMMON_HEADERS, "Content-Type": NDJSON },
           });
         }
@@ -2153,7 +2210,7 @@ function filterParams(params: URLSearchParams): EventFilter {
   const id = (name: "after" | "before") => {
     const text = params.get(name);
     if (text === null) return null;
-    if (!/^\d{1,15}$/.test(text)) throw invalid(name, "the id of an event", text);
+    if (!/^\d{1,16}$/.test(text)) throw invalid(name, "the id of an event", text);
     return Number(text);
   };
   const type = params.get("type");
@@ -2256,7 +2313,7 @@ export function startServer(
   { now = Date.now, log = createLog(config.logLevel) }: { now?: () => number; log?: Log } = {},
 ): RunningServer {
   const store = openStore(config.dataDir);
-  const hub = createHub(store);
+  const hub = createHub(store, (error) => asHttpError(error, log));
   const ingest = createIngest(store, hub, now);
   const guard = createGuard(config);
   const routes = createRoutes({
