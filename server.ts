@@ -2319,7 +2319,13 @@ export function startServer(
   const routes = createRoutes({
     config,
     guard,
-    dashboardHtml: async () => (await fetch(new URL(DASHBOARD_ROUTE, servers[0]?.url))).text(),
+    // From each: Bun bundles the page's script and style for a listener when its page is asked for.
+    dashboardHtml: async () => {
+      const pages = await Promise.all(
+        servers.map(({ url }) => fetch(new URL(DASHBOARD_ROUTE, url))),
+      );
+      return pages[0]?.text() ?? "";
+    },
     store,
     hub,
     ingest,
