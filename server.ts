@@ -1346,7 +1346,11 @@ function countUsage(
     name: string,
     of: { timestamp: number; failed: boolean | number },
     duration: number | null,
-    { count = 0, times = 1 }: { count?: 0 | 1; times?: 1 | -1 } = {},
+    {
+      count = 0,
+      times = 1,
+      isPosted = true,
+    }: { count?: 0 | 1; times?: 1 | -1; isPosted?: boolean } = {},
   ) {
     for (const span of type === "" ? [MINUTE_MS] : [MINUTE_MS, HOUR_MS]) {
       const start = of.timestamp - (of.timestamp % span);
@@ -1361,8 +1365,8 @@ function countUsage(
       if (duration === null) continue;
       row.timed += times;
       row.total_ms += times * duration;
-      // A maximum can't be taken back: where one call was spawned twice it may be the other one's.
-      if (times > 0) row.max_ms = Math.max(row.max_ms ?? 0, duration);
+      // Of durations that were posted: one that was worked out may be taken back, its maximum can't.
+      if (isPosted) row.max_ms = Math.max(row.max_ms ?? 0, duration);
     }
   }
 
@@ -1372,7 +1376,8 @@ function countUsage(
     end.call_id === null || (end.name !== null && end.duration_ms !== null);
   const addPair = (spawn: Spawn, end: Completion, times: 1 | -1) => {
     const duration = end.duration_ms ?? agentDuration(spawn, end);
-    add("agent_spawn", end.name ?? spawn.name ?? "unknown", end, duration, { times });
+    const isPosted = end.duration_ms !== null;
+    add("agent_spawn", end.name ?? spawn.name ?? "unknown", end, duration, { times, isPosted });
   };
   const first = others.filter((row) => row.type === "agent_spawn").toSorted(bySpawnOrder)[0];
 
@@ -1463,44 +1468,47 @@ function toToolCall(row: CallRow): ToolCall {
 }
 
 /**
- * The agents of a session, from its calls in the order of time. A completion belongs to the spawn
- * of its call_id; without one, to the first spawn of its type that is not yet complete.
+ * The agents of a session, from its calls in the order of time. A spawn is completed by the first
+ * completion of its call_id that is not another's; without one, of its type that is not older.
  */
 function pairAgents(calls: CallRow[]): AgentRun[] {
-  const spawns = calls.filter((call) => call.type === "agent_spawn");
-  const ends = calls.filter((call) => call.type === "agent_complete");
-  const byCallId = new Map<string, CallRow>();
-  for (const end of ends)
-    if (end.call_id !== null && !byCallId.has(end.call_id)) byCallId.set(end.call_id, end);
-  const unkeyed = ends.filter((end) => end.call_id === null);
+  const callKey = (row: CallRow) => (row.call_id === null ? typeKey(row) : `call ${row.call_id}`);
+  const typeKey = (row: CallRow) => `type ${row.name}`;
+  const open = Map.groupBy(
+    calls.filter((call) => call.type === "agent_complete"),
+    callKey,
+  );
+  const takeEnd = (key: string, since: number) => {
+    const ends = open.get(key) ?? [];
+    const index = ends.findIndex((row) => row.timestamp >= since);
+    return index < 0 ? undefined : ends.splice(index, 1)[0];
+  };
 
-  return spawns.map((spawn) => {
-    let end = spawn.call_id === null ? undefined : byCallId.get(spawn.call_id);
-    if (end === undefined) {
-      const next = unkeyed.findIndex(
-        (row) => row.name === spawn.name && row.timestamp >= spawn.timestamp,
-      );
-      if (next >= 0) [end] = unkeyed.splice(next, 1);
-    }
-    const data: Record<string, unknown> = JSON.parse(spawn.data);
-    const endData: Record<string, unknown> = end === undefined ? {} : JSON.parse(end.data);
-    const succeeded = data.success === true || end !== undefined;
-    return {
-      id: spawn.id,
-      subagent_type: spawn.name ?? "unknown",
-      prompt: textOrNull(data.prompt),
-      timestamp: iso(spawn.timestamp),
-      duration_ms:
-        spawn.duration_ms ??
-        end?.duration_ms ??
-        (end === undefined ? null : agentDuration(spawn, end)),
-      call_id: spawn.call_id,
-      child_session_id: textOrNull(data.child_session_id ?? endData.child_session_id),
-      completed_at: end === undefined ? null : iso(end.timestamp),
-      success: spawn.failed || end?.failed ? false : succeeded ? true : null,
-      error: endData.error ?? data.error ?? null,
-    };
-  });
+  return calls
+    .filter((call) => call.type === "agent_spawn")
+    .map((spawn) => {
+      const end =
+        takeEnd(callKey(spawn), spawn.call_id === null ? spawn.timestamp : 0) ??
+        takeEnd(typeKey(spawn), spawn.timestamp);
+      const data: Record<string, unknown> = JSON.parse(spawn.data);
+      const endData: Record<string, unknown> = end === undefined ? {} : JSON.parse(end.data);
+      const succeeded = data.success === true || end !== undefined;
+      return {
+        id: spawn.id,
+        subagent_type: spawn.name ?? "unknown",
+        prompt: textOrNull(data.prompt),
+        timestamp: iso(spawn.timestamp),
+        duration_ms:
+          spawn.duration_ms ??
+          end?.duration_ms ??
+          (end === undefined ? null : agentDuration(spawn, end)),
+        call_id: spawn.call_id,
+        child_session_id: textOrNull(data.child_session_id ?? endData.child_session_id),
+        completed_at: end === undefined ? null : iso(end.timestamp),
+        success: spawn.failed || end?.failed ? false : succeeded ? true : null,
+        error: endData.error ?? data.error ?? null,
+      };
+    });
 }
 
 function iso(ms: number): string {
@@ -1845,6 +1853,7 @@ const RETRY_LATER = { "Retry-After": "2" };
 const MAX_BODY_BYTES = 1024 * 1024;
 const TOKEN_COOKIE = "pai_observability_token";
 const NDJSON = "application/x-ndjson";
+const EVENT_STREAM = "text/event-stream";
 
 export type Guard = ReturnType<typeof createGuard>;
 
@@ -1996,6 +2005,7 @@ const COMMON_HEADERS = {
   "Cross-Origin-Resource-Policy": "same-origin",
   "Cache-Control": "no-store",
 };
+const STREAMED = [NDJSON, EVENT_STREAM];
 const JSON_HEADERS = { ...COMMON_HEADERS, "Content-Type": "application/json" };
 
 function json(body: unknown, status = 200, headers?: Record<string, string>): Response {
@@ -2103,7 +2113,7 @@ function createRoutes(context: Context): RouteTable {
         return new Response(hub.subscribe(params.get("sessionId") || null, cursor), {
           headers: {
             ...COMMON_HEADERS,
-            "Content-Type": "text/event-stream",
+            "Content-Type": EVENT_STREAM,
             "X-Accel-Buffering": "no", // or nginx holds events back
           },
         });
@@ -2252,8 +2262,9 @@ async function answer(
           Allow: allowed(methods),
         });
       response = await handler(req, params);
-      if (isHead) {
-        await response.body?.cancel(); // or a stream would go on without a reader
+      // Bun leaves out the body of an answer to HEAD; a stream would go on without a reader.
+      if (isHead && STREAMED.includes(response.headers.get("Content-Type") ?? "")) {
+        await response.body?.cancel();
         response = new Response(null, response);
       }
     }
