@@ -33,6 +33,7 @@ import {
   loadSessions,
   matchesFilter,
   readEvent,
+  rootsOf,
   routeOf,
   sessionTree,
   statusOf,
@@ -57,6 +58,8 @@ const MAX_LISTED_SESSIONS = 1_000;
 const FOLD_BUDGET_MS = 6;
 /** Text that changes faster than this can't be read. */
 const PANELS_INTERVAL_MS = 250;
+/** Unless it is moved: then every frame. */
+const TIMELINE_INTERVAL_MS = 100;
 /** Ages and running durations count seconds. */
 const TICK_MS = 1_000;
 const USAGE_INTERVAL_MS = 10_000;
@@ -82,17 +85,17 @@ let route: Route = routeOf(location.hash);
 let detail: { id: string; tools: ToolCall[]; agents: AgentRun[]; isMissing: boolean } | null = null;
 
 const header = createHeader({ togglePause });
-const sessions = createSessions({ changed: requestPanels });
+const sessions = createSessions({ changed: requestPanelsNow });
 const sessionHead = createSessionHead({ copy: async (id) => (await get(sessionPath(id))).text() });
 const feed = createFeed({
   filterChanged: (filter) => {
     location.replace(hashOf({ ...route, filter }));
   },
   loadOlder: () => void loadOlderFeed(),
-  changed: requestPanels,
+  changed: requestPanelsNow,
 });
 const usage = createUsage({ changed: () => void loadUsage() });
-const calls = createCalls({ changed: requestPanels });
+const calls = createCalls({ changed: requestPanelsNow });
 const timeline = createTimeline({
   state: () => state,
   now: Date.now,
@@ -100,7 +103,7 @@ const timeline = createTimeline({
     location.hash = hashOf({ sessionId: id, filter: route.filter });
   },
   wantsOlder: () => void loadOlderCalls(),
-  requestDraw: () => requestFrame(),
+  requestDraw: requestTimeline,
 });
 createEmptyState(location.origin);
 
@@ -165,7 +168,7 @@ async function completeLiveSessions(of: DashboardState): Promise<void> {
     ).json();
     if (of !== state) return;
     loadDetail(of, id, [], answer.agents);
-    requestFrame();
+    requestPanels();
   }
 }
 
@@ -183,7 +186,7 @@ async function loadOlderCalls(): Promise<void> {
     of.oldestId = 0; // asked again after the next load; the stream says what is wrong
   } finally {
     isLoadingCalls = false;
-    requestFrame();
+    requestTimeline();
   }
 }
 
@@ -362,13 +365,22 @@ function resumeOrPause(): void {
   }
 }
 
+/** Null for what is no JSON: a frame that a proxy has cut must not stop those behind it. */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
 /** @param budgetMs what isn't done then waits for the next frame */
 function foldPending(budgetMs: number): void {
   if (pending.length === 0) return;
   const until = performance.now() + budgetMs;
   let done = 0;
   while (done < pending.length) {
-    const event = readEvent(JSON.parse(pending[done++] ?? "null"));
+    const event = readEvent(parseJson(pending[done++] ?? ""));
     if (event !== null) foldEvent(state, event);
     if (done % 16 === 0 && performance.now() > until) break;
   }
@@ -377,14 +389,24 @@ function foldPending(budgetMs: number): void {
 }
 
 // ─── Drawing ─────────────────────────────────────────────────────────────────
-// One frame at a time is asked for, whatever happens in between. Text is written four times a
-// second at most; the timeline follows every frame in which it was touched.
+// One frame at a time is asked for, whatever happens in between, and one panel is written in it: a
+// busy stream is spread over the frames. What the person does is answered in the next ones.
+
+const PANELS = {
+  header: () => header.show(headline(state, Date.now()), Date.now()),
+  sessions: showSessions,
+  main: showMain,
+};
+type Panel = keyof typeof PANELS;
+const PANEL_ORDER: readonly Panel[] = ["main", "sessions", "header"];
 
 let isFrameRequested = false;
-let panelsDrawnAt = -Infinity;
-let panelsTimer: ReturnType<typeof setTimeout> | undefined;
-let growTimer: ReturnType<typeof setTimeout> | undefined;
-let arePanelsDirty = false;
+let isTimelineTouched = false;
+let timelineDrawnAt = -Infinity;
+let isTimelineDirty = true;
+const dirtyPanels = new Set<Panel>();
+const panelDrawnAt: Record<Panel, number> = { header: 0, sessions: 0, main: 0 };
+let laterTimer: ReturnType<typeof setTimeout> | undefined;
 
 function requestFrame(): void {
   if (isFrameRequested || document.hidden) return;
@@ -392,35 +414,59 @@ function requestFrame(): void {
   requestAnimationFrame(frame);
 }
 
-function requestPanels(): void {
-  arePanelsDirty = true;
+/** The person moves in the timeline: it is drawn in this frame. */
+function requestTimeline(): void {
+  isTimelineTouched = true;
   requestFrame();
+}
+
+function requestPanels(): void {
+  for (const panel of PANEL_ORDER) dirtyPanels.add(panel);
+  isTimelineDirty = true;
+  requestFrame();
+}
+
+/** As `requestPanels`, at once. */
+function requestPanelsNow(): void {
+  for (const panel of PANEL_ORDER) panelDrawnAt[panel] = 0;
+  requestPanels();
 }
 
 function frame(): void {
   isFrameRequested = false;
   foldPending(FOLD_BUDGET_MS);
-  if (isLoaded) {
-    showPage();
-    const at = performance.now();
-    if (arePanelsDirty && at - panelsDrawnAt >= PANELS_INTERVAL_MS) {
-      arePanelsDirty = false;
-      panelsDrawnAt = at;
-      showPanels();
-    } else if (arePanelsDirty && panelsTimer === undefined)
-      panelsTimer = setTimeout(
-        () => {
-          panelsTimer = undefined;
-          requestFrame();
-        },
-        PANELS_INTERVAL_MS - (at - panelsDrawnAt),
-      );
+  if (!isLoaded) return;
+  showPage();
+  const at = performance.now();
+  if (state.sessions.size === 0) dirtyPanels.delete("sessions");
+  const due = [...dirtyPanels].find((panel) => at - panelDrawnAt[panel] >= PANELS_INTERVAL_MS);
+  const isTimelineDue = isTimelineDirty && at - timelineDrawnAt >= TIMELINE_INTERVAL_MS;
+  if (isTimelineTouched || (isTimelineDue && due === undefined)) {
+    isTimelineTouched = false;
+    isTimelineDirty = false;
+    timelineDrawnAt = at;
     timeline.draw();
-    clearTimeout(growTimer);
-    const next = timeline.nextDraw();
-    if (next !== null) growTimer = setTimeout(requestFrame, next);
   }
-  if (pending.length > 0) requestFrame();
+  if (due !== undefined) {
+    dirtyPanels.delete(due);
+    panelDrawnAt[due] = at;
+    PANELS[due]();
+  }
+
+  const waits = [...dirtyPanels].map((panel) => panelDrawnAt[panel] + PANELS_INTERVAL_MS - at);
+  if (isTimelineDirty) waits.push(timelineDrawnAt + TIMELINE_INTERVAL_MS - at);
+  const wait = Math.min(...waits);
+  const growth = timeline.nextDraw();
+  clearTimeout(laterTimer);
+  if (pending.length > 0 || wait <= 0) requestFrame();
+  else if (growth !== null || wait < Infinity)
+    laterTimer = setTimeout(
+      () => {
+        isTimelineDirty = true;
+        requestFrame();
+      },
+      Math.min(wait, growth ?? Infinity),
+    );
 }
 
 /** Empty state, overview or session page. */
@@ -439,26 +485,28 @@ function showPage(): void {
   }
 }
 
-function showPanels(): void {
+function showSessions(): void {
   const now = Date.now();
-  header.show(headline(state, now), now);
-  if (state.sessions.size === 0) return;
-
   const counts: Record<Status, number> = { active: 0, waiting: 0, completed: 0, stale: 0 };
-  for (const session of state.sessions.values()) counts[statusOf(session, now)]++;
-  sessions.show(sessionTree(state, sessions.filter, now), counts, route.sessionId, now);
+  // Child sessions are their parents' agents, as in the header; but one that waits, waits for the person.
+  const roots = new Set(rootsOf(state));
+  for (const session of state.sessions.values()) {
+    const status = statusOf(session, now);
+    if (status === "waiting" || roots.has(session)) counts[status]++;
+  }
+  const rows = sessionTree(state, sessions.filter, sessions.open, now);
+  sessions.show(rows, counts, roots.size, state.sessions.size, route.sessionId, now);
+}
 
+/** The feed, and on a session's page its head and calls. */
+function showMain(): void {
+  const now = Date.now();
   if (route.sessionId !== null) {
-    const isMissing = detail?.id === route.sessionId && detail.isMissing;
+    const opened = detail?.id === route.sessionId ? detail : null;
     const session = state.sessions.get(route.sessionId) ?? null;
-    if (session !== null || isMissing) sessionHead.show(route.sessionId, session, state, now);
-    const isReady = detail?.id === route.sessionId;
-    calls.show(
-      isReady ? (detail?.tools ?? []) : [],
-      isReady ? (detail?.agents ?? []) : [],
-      state,
-      now,
-    );
+    if (session !== null || opened?.isMissing)
+      sessionHead.show(route.sessionId, session, state, now);
+    calls.show(opened?.tools ?? [], opened?.agents ?? [], state, now);
     timeline.setScope(familyOf(state, route.sessionId));
   }
   showFeed(now);
@@ -561,8 +609,7 @@ function showRoute(): void {
   const isNarrow = filter.sessionId !== null || (filter.type !== null && filter.type !== "failed");
   if (isLoaded && isNarrow && !state.feed.some((event) => matchesFilter(event, filter)))
     void loadOlderFeed();
-  panelsDrawnAt = -Infinity; // what the person does is answered in the next frame
-  requestPanels();
+  requestPanelsNow();
 }
 
 function showLoaded(): void {
@@ -574,8 +621,7 @@ function showLoaded(): void {
   feed.showFilter(route.filter, latestSessions(), route.sessionId !== null);
   if (route.sessionId === null) timeline.showLoaded();
   else void loadOpenSession();
-  panelsDrawnAt = -Infinity;
-  requestPanels();
+  requestPanelsNow();
   void loadUsage();
   void completeLiveSessions(state).catch(() => undefined);
 }

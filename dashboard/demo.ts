@@ -1,0 +1,523 @@
+/**
+ * A demonstration: what eight coding-agent sessions would report, posted to a running server.
+ *
+ *     bun dashboard/demo.ts                         the past hour, then live until Ctrl-C
+ *     bun dashboard/demo.ts --once                  the past hour only
+ *     bun dashboard/demo.ts http://localhost:4000   to another server; or set PORT
+ *
+ * Each session is a small actor on a virtual clock. The clock first runs through the past hour as
+ * fast as it can, then with the real one. The same seed tells the same story; the ids carry the
+ * time of the start, so that each run adds its own. All of them begin with "demo-".
+ */
+
+const SECOND_MS = 1_000;
+const MINUTE_MS = 60 * SECOND_MS;
+/** Longer than an hour, so that one session has gone stale. */
+const HISTORY_MS = 84 * MINUTE_MS;
+const BATCH_EVENTS = 500;
+const LIVE_STEP_MS = 250;
+/** How long the first question stays open, so that there is time to see it. */
+const LIVE_WAIT_MS = 2 * MINUTE_MS;
+
+interface DemoEvent {
+  id: string;
+  type: string;
+  session_id: string;
+  timestamp: number;
+  data: Record<string, unknown>;
+}
+
+/** What an actor yields: how long until it goes on, in milliseconds. */
+type Actor = Generator<number, void>;
+
+/** Random numbers from 0 to 1 (xorshift32). */
+function createRandom(seed: number): () => number {
+  let state = seed | 0 || 1;
+  return () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) / 2 ** 32;
+  };
+}
+
+/** Actors on one clock, and the events that they have told so far. */
+function createWorld(startedAt: number, run: string) {
+  let clock = startedAt;
+  let serial = 0;
+  let queue: { at: number; actor: Actor }[] = [];
+  let told: DemoEvent[] = [];
+  return {
+    run,
+    now: () => clock,
+    tell(type: string, session_id: string, data: Record<string, unknown>): void {
+      told.push({ id: `demo-${run}-${serial++}`, type, session_id, timestamp: clock, data });
+    },
+    start(actor: Actor, delayMs = 0): void {
+      queue.push({ at: clock + delayMs, actor });
+    },
+    /** Lets everything happen that is due until `time`; returns what was told. */
+    advance(time: number): DemoEvent[] {
+      for (;;) {
+        const next = queue.reduce<(typeof queue)[number] | null>(
+          (first, entry) => (first === null || entry.at < first.at ? entry : first),
+          null,
+        );
+        if (next === null || next.at > time) break;
+        clock = next.at;
+        const { done, value } = next.actor.next();
+        if (done) queue = queue.filter((entry) => entry !== next);
+        else next.at = clock + Math.max(1, Math.round(value));
+      }
+      clock = time;
+      const events = told;
+      told = [];
+      return events;
+    },
+  };
+}
+
+type World = ReturnType<typeof createWorld>;
+
+interface Tool {
+  tool: string;
+  /** Usual length, in milliseconds. */
+  usual: number;
+  args: (pick: <T>(items: readonly T[]) => T) => Record<string, unknown>;
+  /** Share of calls that fail. */
+  fails: number;
+  error: string;
+}
+
+const FILES = [
+  "src/auth/session.ts",
+  "src/auth/login.test.ts",
+  "src/billing/invoice.ts",
+  "src/queue/retry.ts",
+  "src/worker/pool.ts",
+  "src/ui/theme.css",
+  "docs/release-notes.md",
+  "migrations/0042_invoices.sql",
+] as const;
+
+const TOOLS: readonly Tool[] = [
+  {
+    tool: "read",
+    usual: 60,
+    args: (pick) => ({ filePath: pick(FILES) }),
+    fails: 0.004,
+    error: "File not found",
+  },
+  {
+    tool: "grep",
+    usual: 180,
+    args: (pick) => ({
+      pattern: pick(["retry", "setTimeout", "TODO", "createSession", "invoice_id"]),
+      path: "src",
+    }),
+    fails: 0.004,
+    error: "Invalid pattern",
+  },
+  {
+    tool: "glob",
+    usual: 90,
+    args: (pick) => ({ pattern: pick(["**/*.test.ts", "src/**/*.ts", "docs/*.md"]) }),
+    fails: 0,
+    error: "",
+  },
+  {
+    tool: "edit",
+    usual: 240,
+    args: (pick) => ({
+      filePath: pick(FILES),
+      oldString: "await retry()",
+      newString: "await retry({ attempts: 3 })",
+    }),
+    fails: 0.02,
+    error: "oldString was not found in the file",
+  },
+  {
+    tool: "bash",
+    usual: 9_000,
+    args: (pick) => ({
+      command: pick([
+        "bun test",
+        "git status --short",
+        "bun run build",
+        "git diff --stat",
+        "psql -f migrations/0042_invoices.sql",
+        "docker compose up -d db",
+      ]),
+    }),
+    fails: 0.04,
+    error: "exit code 1: 2 tests failed",
+  },
+  {
+    tool: "webfetch",
+    usual: 2_400,
+    args: (pick) => ({
+      url: pick(["https://example.com/docs/upgrade", "https://example.org/rfc/9457"]),
+    }),
+    fails: 0.05,
+    error: "404 Not Found",
+  },
+  {
+    tool: "write",
+    usual: 150,
+    args: (pick) => ({ filePath: pick(FILES), content: "…" }),
+    fails: 0,
+    error: "",
+  },
+];
+
+/** How often each tool is used, in their order. */
+const TOOL_WEIGHTS = [30, 16, 8, 18, 20, 3, 5] as const;
+
+const AGENTS: readonly { subagent_type: string; prompts: readonly string[] }[] = [
+  {
+    subagent_type: "explore",
+    prompts: [
+      "Find every caller of createSession",
+      "Map the billing tables and who writes them",
+      "List the places where timers are left open",
+    ],
+  },
+  {
+    subagent_type: "engineer",
+    prompts: [
+      "Cover the retry queue with tests",
+      "Write the migration and its rollback",
+      "Replace the polling loop with a subscription",
+    ],
+  },
+  {
+    subagent_type: "reviewer",
+    prompts: ["Review the diff for races", "Check the error paths of the login flow"],
+  },
+  {
+    subagent_type: "researcher",
+    prompts: [
+      "What changed in the upgrade guide between the two versions?",
+      "Compare three ways to backfill without locking",
+    ],
+  },
+];
+
+interface Plan {
+  title: string;
+  directory: string;
+  model: string;
+  /** Minutes before now at which it begins. */
+  began: number;
+  /** How many turns it takes; Infinity: it goes on live. */
+  turns: number;
+  /** Share of turns that send out agents. */
+  delegates: number;
+  /** Minutes before now at which it asks for a permission. */
+  asks?: number;
+  /** Minutes before now at which it falls silent. */
+  silent?: number;
+}
+
+const PLANS: readonly Plan[] = [
+  {
+    title: "Fix the flaky login test",
+    directory: "/home/dev/shop",
+    model: "claude-sonnet-4-5",
+    began: 58,
+    turns: Infinity,
+    delegates: 0.2,
+  },
+  {
+    title: "Migrate billing to Postgres 17",
+    directory: "/home/dev/billing",
+    model: "claude-opus-4-5",
+    began: 47,
+    turns: Infinity,
+    delegates: 0.5,
+  },
+  {
+    title: "Make the retry queue idempotent",
+    directory: "/home/dev/worker",
+    model: "claude-sonnet-4-5",
+    began: 25,
+    turns: Infinity,
+    delegates: 0.45,
+  },
+  {
+    title: "Upgrade CI to the new runners",
+    directory: "/home/dev/infra",
+    model: "claude-sonnet-4-5",
+    began: 21,
+    turns: Infinity,
+    delegates: 0.15,
+    asks: 3.2,
+  },
+  {
+    title: "Write release notes for 2.4",
+    directory: "/home/dev/shop",
+    model: "claude-haiku-4-5",
+    began: 52,
+    turns: 4,
+    delegates: 0,
+  },
+  {
+    title: "Dark mode for the settings page",
+    directory: "/home/dev/shop",
+    model: "claude-sonnet-4-5",
+    began: 39,
+    turns: 7,
+    delegates: 0.3,
+  },
+  {
+    title: "Review pull request 482",
+    directory: "/home/dev/worker",
+    model: "claude-opus-4-5",
+    began: 13,
+    turns: 2,
+    delegates: 1,
+  },
+  {
+    title: "Memory leak in the worker pool",
+    directory: "/home/dev/worker",
+    model: "claude-opus-4-5",
+    began: 83,
+    turns: Infinity,
+    delegates: 0,
+    silent: 70,
+  },
+];
+
+/** Prices per million tokens, roughly, so that costs differ as they would. */
+const PRICES: Record<string, number> = {
+  "claude-opus-4-5": 9,
+  "claude-sonnet-4-5": 5,
+  "claude-haiku-4-5": 1.5,
+};
+
+interface Session {
+  id: string;
+  facts: Record<string, unknown>;
+  tokens: { input: number; output: number; cache: { read: number; write: number } };
+  cost: number;
+  model: string;
+}
+
+function createStory(world: World, random: () => number, now: number) {
+  const pick = <T>(items: readonly T[]): T => {
+    const item = items[Math.floor(random() * items.length)];
+    if (item === undefined) throw new Error("nothing to pick from");
+    return item;
+  };
+  const between = (low: number, high: number) => low + random() * (high - low);
+  /** Most are near the usual length, some ten times as long. */
+  const around = (usual: number) =>
+    Math.round(usual * Math.exp((random() + random() + random() - 1.4) * 1.6));
+  let calls = 0;
+  let children = 0;
+
+  function spend(session: Session, scale: number): void {
+    const used = session.tokens;
+    used.input += Math.round(between(200, 900) * scale);
+    used.output += Math.round(between(150, 700) * scale);
+    used.cache.read += Math.round(between(800, 3_000) * scale);
+    session.cost += ((PRICES[session.model] ?? 5) * between(0.6, 1.2) * scale) / 400;
+  }
+
+  function update(session: Session): void {
+    world.tell("session_update", session.id, {
+      ...session.facts,
+      tokens: session.tokens,
+      cost: Math.round(session.cost * 1e4) / 1e4,
+    });
+  }
+
+  function pickTool(): Tool {
+    let at = random() * TOOL_WEIGHTS.reduce((sum, weight) => sum + weight, 0);
+    for (const [index, weight] of TOOL_WEIGHTS.entries()) {
+      at -= weight;
+      const tool = TOOLS[index];
+      if (at < 0 && tool !== undefined) return tool;
+    }
+    return pick(TOOLS);
+  }
+
+  /** One call, told when it is over. */
+  function* call(session: Session): Actor {
+    const { tool, usual, args, fails, error } = pickTool();
+    const duration_ms = around(usual);
+    const given = args(pick);
+    const hasFailed = random() < fails;
+    yield duration_ms;
+    world.tell("tool_use", session.id, {
+      tool,
+      args: given,
+      call_id: `call_${calls++}`,
+      duration_ms,
+      success: !hasFailed,
+      ...(hasFailed ? { error } : {}),
+    });
+  }
+
+  /** Thinks, calls, sometimes several at once. */
+  function* work(session: Session, count: number): Actor {
+    for (let index = 0; index < count; index++) {
+      yield between(1_000, 14_000);
+      if (random() < 0.2) {
+        let open = Math.round(between(2, 3));
+        for (let parallel = open; parallel > 0; parallel--)
+          world.start(
+            (function* () {
+              yield* call(session);
+              open--;
+            })(),
+          );
+        while (open > 0) yield 100;
+      } else yield* call(session);
+      spend(session, 0.25);
+    }
+  }
+
+  /** A subagent in a session of its own. */
+  function* subagent(parent: Session, kind: (typeof AGENTS)[number], done: () => void): Actor {
+    const prompt = pick(kind.prompts);
+    const call_id = `call_${calls++}`;
+    const child: Session = {
+      id: `demo-${world.run}-child-${children++}`,
+      facts: {
+        title: `${prompt} (@${kind.subagent_type} subagent)`,
+        directory: parent.facts.directory,
+        agent: kind.subagent_type,
+        model: parent.model,
+        parent_session_id: parent.id,
+      },
+      tokens: { input: 0, output: 0, cache: { read: 0, write: 0 } },
+      cost: 0,
+      model: parent.model,
+    };
+    const startedAt = world.now();
+    const hasFailed = random() < 0.09;
+    world.tell("agent_spawn", parent.id, {
+      subagent_type: kind.subagent_type,
+      prompt,
+      call_id,
+      child_session_id: child.id,
+    });
+    world.tell("session_start", child.id, child.facts);
+    yield* work(child, Math.round(between(5, 26)));
+    if (hasFailed)
+      world.tell("session_error", child.id, { error: "The model is overloaded; try again later" });
+    update(child);
+    world.tell("session_end", child.id, { tokens: child.tokens, cost: child.cost });
+    const duration_ms = world.now() - startedAt;
+    world.tell("tool_use", parent.id, {
+      tool: "task",
+      args: { subagent_type: kind.subagent_type, prompt },
+      call_id,
+      duration_ms,
+      success: !hasFailed,
+      ...(hasFailed ? { error: "The subagent ended with an error" } : {}),
+    });
+    world.tell("agent_complete", parent.id, {
+      subagent_type: kind.subagent_type,
+      call_id,
+      duration_ms,
+      success: !hasFailed,
+    });
+    done();
+  }
+
+  function* ask(session: Session, untilMs: number): Actor {
+    const request_id = `req_${calls++}`;
+    const detail = pick([
+      "bash: rm -rf dist && bun run build",
+      "bash: git push --force-with-lease",
+      "edit: .github/workflows/ci.yml",
+    ]);
+    world.tell("input_requested", session.id, { request_id, kind: "permission", detail });
+    yield untilMs;
+    world.tell("input_resolved", session.id, { request_id, kind: "permission", reply: "once" });
+  }
+
+  return function* session(plan: Plan, index: number): Actor {
+    const self: Session = {
+      id: `demo-${world.run}-${index + 1}`,
+      facts: { title: plan.title, directory: plan.directory, agent: "build", model: plan.model },
+      tokens: { input: 0, output: 0, cache: { read: 0, write: 0 } },
+      cost: 0,
+      model: plan.model,
+    };
+    /** When it stops to ask, if it does so in the history. */
+    const asksAt = plan.asks === undefined ? Infinity : now - plan.asks * MINUTE_MS;
+    const silentAt = plan.silent === undefined ? Infinity : now - plan.silent * MINUTE_MS;
+    let hasAsked = plan.asks === undefined;
+    for (let turn = 0; turn < plan.turns; turn++) {
+      world.tell("session_start", self.id, self.facts);
+      for (let steps = Math.round(between(4, 14)); steps > 0; steps--) {
+        yield* work(self, 1);
+        if (world.now() > silentAt) return; // as a process does that was killed
+        if (hasAsked || world.now() < asksAt) continue;
+        hasAsked = true;
+        yield* ask(self, Math.max(0, now + LIVE_WAIT_MS - world.now()));
+      }
+      if (random() < plan.delegates) {
+        let open = Math.round(between(2, 4.4));
+        for (let count = open; count > 0; count--) {
+          world.start(
+            subagent(self, pick(AGENTS), () => {
+              open--;
+            }),
+            Math.round(between(0, 1_500)),
+          );
+        }
+        while (open > 0) yield 200;
+        yield* work(self, Math.round(between(2, 6)));
+      }
+      if (random() < 0.15) yield* ask(self, between(4_000, 40_000));
+      update(self);
+      world.tell("session_end", self.id, { tokens: self.tokens, cost: self.cost });
+      if (turn + 1 < plan.turns) yield between(8_000, 90_000);
+    }
+  };
+}
+
+/** @throws where the server can't be reached, or refuses */
+async function post(url: string, events: DemoEvent[]): Promise<void> {
+  for (let index = 0; index < events.length; index += BATCH_EVENTS) {
+    const response = await fetch(`${url}/api/events`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(events.slice(index, index + BATCH_EVENTS)),
+    });
+    if (!response.ok) throw new Error(`${response.status} ${await response.text()}`);
+  }
+}
+
+if (import.meta.main) {
+  const args = process.argv.slice(2);
+  const given = args.find((argument) => !argument.startsWith("--"));
+  const url = (given ?? `http://localhost:${process.env.PORT || 3001}`).replace(/\/$/, "");
+  const now = Date.now();
+  const world = createWorld(now - HISTORY_MS, now.toString(36));
+  const story = createStory(world, createRandom(20260101), now);
+  for (const [index, plan] of PLANS.entries())
+    world.start(story(plan, index), HISTORY_MS - plan.began * MINUTE_MS);
+  try {
+    const history = world.advance(now);
+    await post(url, history);
+    console.log(`${history.length} events of the past hour are at ${url}`);
+    if (!args.includes("--once")) {
+      console.log("Live until Ctrl-C");
+      for (;;) {
+        await Bun.sleep(LIVE_STEP_MS);
+        const events = world.advance(Date.now());
+        if (events.length > 0) await post(url, events);
+      }
+    }
+  } catch (error) {
+    console.error(
+      `${url}: ${error instanceof Error ? error.message : String(error)}. Is the server running?`,
+    );
+    process.exit(1);
+  }
+}

@@ -1,0 +1,99 @@
+/** Numbers and times as people read them, in the viewer's zone. What isn't known is an en dash, never 0. */
+
+export const UNKNOWN = "–";
+
+const SECOND_MS = 1_000;
+const MINUTE_MS = 60 * SECOND_MS;
+const HOUR_MS = 60 * MINUTE_MS;
+const DAY_MS = 24 * HOUR_MS;
+
+const grouped = new Intl.NumberFormat();
+const compact = new Intl.NumberFormat(undefined, {
+  notation: "compact",
+  maximumSignificantDigits: 3,
+});
+// 24 hours in every locale: half as wide as with AM and PM, and sorts as text.
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
+const clockMinutes = new Intl.DateTimeFormat(undefined, { timeStyle: "short", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+
+/** 12345 → "12,345" */
+export function formatCount(value: number | null): string {
+  return value === null ? UNKNOWN : grouped.format(value);
+}
+
+/** 12345 → "12.3K" */
+export function formatCompact(value: number | null): string {
+  return value === null ? UNKNOWN : compact.format(value);
+}
+
+/** US dollars, as posted: 0.4217 → "$0.42", 0.0004 → "<$0.01" */
+export function formatCost(value: number | null): string {
+  if (value === null) return UNKNOWN;
+  if (value > 0 && value < 0.01) return "<$0.01";
+  return `$${value.toFixed(2)}`;
+}
+
+/**
+ * A length of time.
+ *
+ *     null      –
+ *     0.4       <1 ms
+ *     150       150 ms
+ *     1234      1.2 s
+ *     44000     44 s
+ *     184000    3 m 04 s
+ *     7500000   2 h 05 m
+ *     273600000 3 d 4 h
+ */
+export function formatDuration(ms: number | null): string {
+  if (ms === null) return UNKNOWN;
+  if (ms > 0 && ms < 1) return "<1 ms";
+  if (ms < SECOND_MS - 0.5) return `${Math.round(ms)} ms`;
+  if (ms < 10 * SECOND_MS - 50) return `${(ms / SECOND_MS).toFixed(1)} s`;
+  if (ms < MINUTE_MS - 500) return `${Math.round(ms / SECOND_MS)} s`;
+  const seconds = Math.round(ms / SECOND_MS);
+  if (seconds < 3_600) return `${Math.floor(seconds / 60)} m ${pad(seconds % 60)} s`;
+  const minutes = Math.round(ms / MINUTE_MS);
+  if (minutes < 1_440) return `${Math.floor(minutes / 60)} h ${pad(minutes % 60)} m`;
+  const hours = Math.round(ms / HOUR_MS);
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+/** How long ago, in one unit: "now", "12 s", "4 m", "2 h", "3 d" */
+export function formatAge(ms: number): string {
+  if (ms < 2 * SECOND_MS) return "now";
+  if (ms < MINUTE_MS) return `${Math.floor(ms / SECOND_MS)} s`;
+  if (ms < HOUR_MS) return `${Math.floor(ms / MINUTE_MS)} m`;
+  if (ms < DAY_MS) return `${Math.floor(ms / HOUR_MS)} h`;
+  return `${Math.floor(ms / DAY_MS)} d`;
+}
+
+/** "14:03:07" */
+export function formatTime(ms: number): string {
+  return clock.format(ms);
+}
+
+/** "14:03" */
+export function formatMinute(ms: number): string {
+  return clockMinutes.format(ms);
+}
+
+/** "Nov 20" */
+export function formatDay(ms: number): string {
+  return day.format(ms);
+}
+
+/** With the day where that isn't `now`'s: "Nov 20, 14:03:07" */
+export function formatMoment(ms: number, now: number): string {
+  return formatDay(ms) === formatDay(now) ? formatTime(ms) : `${formatDay(ms)}, ${formatTime(ms)}`;
+}
+
+/** "1 tool", "12 tools" */
+export function formatNoun(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+function pad(value: number): string {
+  return String(value).padStart(2, "0");
+}
