@@ -2149,7 +2149,7 @@ function createRoutes(context: Context): RouteTable {
         }),
     },
     "/api/analytics/activity": {
-      GET: (req) => json({ activity: store.activity(since(req)) }),
+      GET: (req) => json({ activity: store.activity(since(req)) }, 200, headId()),
     },
     "/plugin/observability.ts": {
       GET: () =>
