@@ -635,9 +635,11 @@ const STALE_MS = HOUR_MS;
 /** More spawns or completions than this of one agent call are a mistake: the rest isn't paired. */
 const MAX_CALL_EVENTS = 100;
 
-/** Rows deleted, or pages given back, between two turns of the event loop: some milliseconds. */
-const PRUNE_ROWS = 500;
-const VACUUM_PAGES = 200;
+/** Rows deleted, or pages given back, between two pauses of the retention: some milliseconds. */
+const PRUNE_ROWS = 100;
+const VACUUM_PAGES = 50;
+/** So that requests that came meanwhile are all answered before it goes on. */
+const PRUNE_PAUSE_MS = 5;
 
 /** A stored event, as the log has it. */
 export interface StoredEvent {
@@ -1138,26 +1140,32 @@ export function openStore(directory: string) {
    */
   async function prune(cutoff: number): Promise<number> {
     let sessions = 0;
-    for (let rows = PRUNE_ROWS; rows >= PRUNE_ROWS && !closed; await turn()) {
+    await inSteps(() => {
       const step = pruneStep.immediate(cutoff);
-      rows = step.rows;
       sessions += step.sessions;
       stored -= step.rows;
-    }
-    if (closed) return sessions;
-    for (let rows = PRUNE_ROWS; rows >= PRUNE_ROWS && !closed; await turn())
-      rows = deleteUsage.run(cutoff - HOUR_MS, PRUNE_ROWS).changes;
-    const freePages = () =>
-      db.query<{ freelist_count: number }, []>("PRAGMA freelist_count").get()?.freelist_count ?? 0;
-    if (freePages() === 0) return sessions;
-    for (let before = Infinity; !closed; await turn()) {
-      const free = freePages();
-      if (free === 0 || free >= before) break;
+      return step.rows === PRUNE_ROWS;
+    });
+    await inSteps(() => deleteUsage.run(cutoff - HOUR_MS, PRUNE_ROWS).changes === PRUNE_ROWS);
+    let free = pragma("freelist_count");
+    if (free === 0) return sessions;
+    await inSteps(() => {
+      const before = free;
       db.query(`PRAGMA incremental_vacuum(${VACUUM_PAGES})`).all();
-      before = free;
-    }
+      free = pragma("freelist_count");
+      return free > 0 && free < before;
+    });
     if (!closed) db.query("PRAGMA wal_checkpoint(TRUNCATE)").all();
     return sessions;
+  }
+
+  /** Takes `step` again and again, with pauses, until it says that nothing is left. */
+  async function inSteps(step: () => boolean): Promise<void> {
+    while (!closed && step()) await Bun.sleep(PRUNE_PAUSE_MS);
+  }
+
+  function pragma(name: "freelist_count" | "page_count" | "page_size"): number {
+    return db.query<Record<string, number>, []>(`PRAGMA ${name}`).get()?.[name] ?? 0;
   }
 
   // -- The whole
@@ -1192,8 +1200,6 @@ export function openStore(directory: string) {
     },
     /** Cheap at any size. */
     size(): { events: number; bytes: number } {
-      const pragma = (name: "page_count" | "page_size") =>
-        db.query<Record<string, number>, []>(`PRAGMA ${name}`).get()?.[name] ?? 0;
       return {
         events: stored,
         bytes: pragma("page_count") * pragma("page_size"),
@@ -1513,11 +1519,6 @@ function pairAgents(calls: CallRow[]): AgentRun[] {
 
 function iso(ms: number): string {
   return new Date(ms).toISOString();
-}
-
-/** Lets everything else that waits have its turn of the event loop. */
-function turn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
 }
 
 // ─── Hub ─────────────────────────────────────────────────────────────────────
