@@ -418,8 +418,9 @@ function parseTimestamp(value: unknown, receivedAt: number): number {
   if (value == null) return receivedAt;
   let ms = NaN;
   if (typeof value === "number") ms = value < EPOCH_SECONDS_LIMIT ? value * SECOND_MS : value;
-  else if (typeof value === "string" && ISO_WITH_OFFSET.test(value)) ms = Date.parse(value);
-  if (!(ms > 0 && ms <= MAX_DATE_MS))
+  else if (typeof value === "string" && ISO_WITH_OFFSET.test(value) && isDay(value.slice(0, 10)))
+    ms = Date.parse(value);
+  if (!(ms >= 1 && ms <= MAX_DATE_MS))
     throw invalid(
       "timestamp",
       "ISO 8601 with an offset (2026-01-01T12:00:00Z), or epoch seconds or milliseconds, after 1970",
@@ -428,10 +429,16 @@ function parseTimestamp(value: unknown, receivedAt: number): number {
   return Math.min(Math.trunc(ms), receivedAt);
 }
 
+/** Date.parse takes the 30th of February for the 2nd of March. */
+function isDay(date: string): boolean {
+  const ms = Date.parse(date);
+  return !Number.isNaN(ms) && iso(ms).startsWith(date);
+}
+
 /** `success` decides where it is given; else an `error` does. */
 function hasFailed(type: EventType, fields: Record<string, unknown>): boolean {
   if (typeof fields.success === "boolean") return !fields.success;
-  return type === "session_error" || (fields.error ?? "") !== "";
+  return type === "session_error" || Boolean(fields.error);
 }
 
 function sessionFacts(
@@ -633,7 +640,7 @@ const MIGRATIONS = [
 const STALE_MS = HOUR_MS;
 
 /** More spawns or completions than this of one agent call are a mistake: the rest isn't paired. */
-const MAX_CALL_EVENTS = 100;
+const MAX_CALL_EVENTS = 10;
 
 /** Rows deleted, or pages given back, between two pauses of the retention: some milliseconds. */
 const PRUNE_ROWS = 100;
@@ -739,16 +746,13 @@ interface SessionRow {
   info: string;
 }
 
-interface CallRow {
-  id: number;
+/** What pairing a spawn with its completion needs of either. */
+type AgentCallRow = Pick<TelemetryEvent, "timestamp" | "name" | "call_id" | "duration_ms"> & {
   type: string;
-  timestamp: number;
-  name: string | null;
-  call_id: string | null;
-  duration_ms: number | null;
-  failed: number;
-  data: string;
-}
+  failed: boolean | number;
+};
+
+type CallRow = AgentCallRow & { id: number; data: string };
 
 interface UsageDelta {
   type: string;
@@ -830,8 +834,8 @@ export function openStore(directory: string) {
        errors   = errors + excluded.errors`,
   );
   /** Rows of one agent call and type that are older than an id, oldest first. */
-  const selectAgentCall = db.query<CallRow, Bind[]>(
-    `SELECT id, type, timestamp, name, call_id, duration_ms, failed, data
+  const selectAgentCall = db.query<AgentCallRow, Bind[]>(
+    `SELECT type, timestamp, name, call_id, duration_ms, failed
      FROM events
      WHERE session_id = ? AND call_id = ? AND type = ? AND id < ?
        AND call_id IS NOT NULL AND type IN ('agent_spawn', 'agent_complete')
@@ -891,7 +895,7 @@ export function openStore(directory: string) {
   });
 
   /** What is stored already of the agent call that `event` belongs to. */
-  function otherEnds(event: TelemetryEvent, id: number): CallRow[] {
+  function otherEnds(event: TelemetryEvent, id: number): AgentCallRow[] {
     if (event.call_id === null) return [];
     const earlier = (type: EventType) =>
       selectAgentCall.all(event.session_id, event.call_id, type, id, MAX_CALL_EVENTS);
@@ -934,7 +938,10 @@ export function openStore(directory: string) {
     for (const event of events)
       for (const [name, value] of Object.entries(event.facts ?? {}))
         if (isNewer(event.timestamp, value, facts[name])) facts[name] = [event.timestamp, value];
-    return JSON.stringify(facts);
+    // In the order of the names: the same text in whatever order they came.
+    return JSON.stringify(
+      Object.fromEntries(Object.entries(facts).sort(([a], [b]) => (a < b ? -1 : 1))),
+    );
   }
 
   // -- Reading
@@ -1294,14 +1301,14 @@ function refuseForeign(db: Database, path: string): number {
   if (pages === 0) return 0;
   if (pragma("application_id") !== APPLICATION_ID)
     throw new StartError([`${path}: the database of another program; set another DATA_DIR`]);
-  const version = Number(pragma("user_version"));
-  if (version > MIGRATIONS.length)
+  const schema = Number(pragma("user_version"));
+  if (schema > MIGRATIONS.length)
     throw new StartError([
-      `${path}: written by a newer version of this server (schema ${version}, this one knows ${MIGRATIONS.length}): use that version, or another DATA_DIR. Nothing was changed`,
+      `${path}: written by a newer version of this server (schema ${schema}, this one knows ${MIGRATIONS.length}): use that version, or another DATA_DIR. Nothing was changed`,
     ]);
-  const check = pages <= MAX_CHECKED_PAGES ? pragma("quick_check(1)") : "ok";
-  if (check !== "ok") throw new StartError([unusable(path, String(check))]);
-  return version;
+  const found = pages <= MAX_CHECKED_PAGES ? pragma("quick_check(1)") : "ok";
+  if (found !== "ok") throw new StartError([unusable(path, String(found))]);
+  return schema;
 }
 
 /** 64 MB, read in some 100 ms; a larger file isn't checked as a whole, so that it starts as fast. */
@@ -1345,7 +1352,7 @@ function messageOf(error: unknown): string {
 function countUsage(
   usage: Map<string, UsageDelta>,
   event: TelemetryEvent,
-  others: CallRow[],
+  others: AgentCallRow[],
 ): void {
   function add(
     type: "" | "tool_use" | "agent_spawn",
@@ -1376,11 +1383,9 @@ function countUsage(
     }
   }
 
-  type Spawn = Pick<CallRow, "timestamp" | "name" | "duration_ms">;
-  type Completion = Spawn & { call_id: string | null; failed: boolean | number };
-  const standsAlone = (end: Completion) =>
+  const standsAlone = (end: AgentCallRow) =>
     end.call_id === null || (end.name !== null && end.duration_ms !== null);
-  const addPair = (spawn: Spawn, end: Completion, times: 1 | -1) => {
+  const addPair = (spawn: AgentCallRow, end: AgentCallRow, times: 1 | -1) => {
     const duration = end.duration_ms ?? agentDuration(spawn, end);
     const isPosted = end.duration_ms !== null;
     add("agent_spawn", end.name ?? spawn.name ?? "unknown", end, duration, { times, isPosted });
@@ -1409,19 +1414,13 @@ function countUsage(
 }
 
 /** The same first spawn of a call in whatever order they were stored. */
-function bySpawnOrder(
-  a: Pick<CallRow, "timestamp" | "name" | "duration_ms">,
-  b: Pick<CallRow, "timestamp" | "name" | "duration_ms">,
-): number {
-  const key = (spawn: typeof a) => `${spawn.name} ${spawn.duration_ms}`;
+function bySpawnOrder(a: AgentCallRow, b: AgentCallRow): number {
+  const key = (spawn: AgentCallRow) => `${spawn.name} ${spawn.duration_ms}`;
   return a.timestamp - b.timestamp || (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0);
 }
 
 /** How long an agent took whose completion doesn't say: null where the spawn says it itself. */
-function agentDuration(
-  spawn: { timestamp: number; duration_ms: number | null },
-  end: { timestamp: number },
-): number | null {
+function agentDuration(spawn: AgentCallRow, end: AgentCallRow): number | null {
   return spawn.duration_ms === null ? Math.max(0, end.timestamp - spawn.timestamp) : null;
 }
 
@@ -1770,6 +1769,8 @@ const BUSY_RETRY_MS = 20;
 /** Events that may wait meanwhile: at 1 KB each, some tens of megabytes. */
 const MAX_PENDING_EVENTS = 20_000;
 
+const RETRY_LATER = { "Retry-After": "2" };
+
 interface PendingPost {
   events: TelemetryEvent[];
   since: number;
@@ -1844,8 +1845,6 @@ export function createIngest(
     flush,
   };
 }
-
-const RETRY_LATER = { "Retry-After": "2" };
 
 // ─── Guard ───────────────────────────────────────────────────────────────────
 // Who may ask. A page in a browser must not read or write here unless it is ours: other sites can
@@ -2167,9 +2166,9 @@ function parseBody(
   isNdjson: boolean,
   receivedAt: number,
 ): { events: TelemetryEvent[]; isBatch: boolean } {
-  const parseAt = (index: number, parse: () => TelemetryEvent) => {
+  const parseAt = (index: number, read: () => unknown) => {
     try {
-      return parse();
+      return parseEvent(read(), receivedAt);
     } catch (error) {
       if (error instanceof HttpError)
         throw new HttpError(error.status, `event ${index}: ${error.message}`);
@@ -2178,15 +2177,14 @@ function parseBody(
   };
   if (isNdjson) {
     const lines = text.split("\n").filter((line) => line.trim() !== "");
-    const events = lines.map((line, index) =>
-      parseAt(index, () => parseEvent(parseJson(line), receivedAt)),
-    );
-    return { events, isBatch: true };
+    return {
+      events: lines.map((line, index) => parseAt(index, () => parseJson(line))),
+      isBatch: true,
+    };
   }
   const body = parseJson(text);
   if (!Array.isArray(body)) return { events: [parseEvent(body, receivedAt)], isBatch: false };
-  const events = body.map((item, index) => parseAt(index, () => parseEvent(item, receivedAt)));
-  return { events, isBatch: true };
+  return { events: body.map((item, index) => parseAt(index, () => item)), isBatch: true };
 }
 
 function parseJson(text: string): unknown {
@@ -2227,7 +2225,8 @@ function filterParams(params: URLSearchParams): EventFilter {
   const type = params.get("type");
   if (type !== null && !isEventType(type))
     throw invalid("type", `one of ${Object.keys(EVENT_TYPES).join(", ")}`, type);
-  return { after: id("after"), before: id("before"), sessionId: params.get("sessionId"), type };
+  const sessionId = params.get("sessionId") || null;
+  return { after: id("after"), before: id("before"), sessionId, type };
 }
 
 /** The answer to `req`: of its handler, or of what went wrong. Nothing else turns errors into answers. */
@@ -2252,12 +2251,8 @@ async function answer(
       if (!isPublic) guard.checkToken(req);
       if (methods === undefined) throw new HttpError(404, "no such route");
       const isHead = req.method === "HEAD";
-      const isPost = req.method === "POST";
-      const handler = isPost
-        ? methods.POST
-        : isHead || req.method === "GET"
-          ? methods.GET
-          : undefined;
+      const method = isHead ? "GET" : req.method;
+      const handler = method === "GET" || method === "POST" ? methods[method] : undefined;
       if (handler === undefined)
         throw new HttpError(405, `${req.method} is not for this route`, {
           Allow: allowed(methods),
@@ -2271,7 +2266,8 @@ async function answer(
     }
   } catch (error) {
     const { status, message, headers } = asHttpError(error, log);
-    const [reason] = message.split("; got "); // what was got is the client's, and private
+    // What was got is the client's, and private.
+    const [reason] = message.split(/; got |(?<=malformed JSON): |(?<=no session) /);
     log.debug(`${status} ${req.method} ${req.url.replace(/\?.*/s, "")}: ${reason}`);
     response = json({ error: message }, status, headers);
   }

@@ -99,6 +99,19 @@ describe("start", () => {
     expect((await fetch(`${server.url}/api/sessions`)).status).toBe(401);
   });
 
+  test("the page has its script and style on both loopback addresses, whichever is asked first", async () => {
+    await using server = await spawnServer({ dataDir: tempDir(), env: { HOST: "localhost" } });
+    for (const host of ["[::1]", "127.0.0.1"]) {
+      const origin = `http://${host}:${server.port}`;
+      const html = await (await fetch(origin)).text();
+      const files = [...html.matchAll(/(?:src|href)="(\/[^"]+\.(?:js|css))"/g)].map(
+        ([, path]) => path,
+      );
+      expect(files).toHaveLength(2);
+      for (const file of files) expect((await fetch(origin + file)).status).toBe(200);
+    }
+  });
+
   test("an empty HOST listens on the loopback addresses alone", async () => {
     await using server = await spawnServer({ dataDir: tempDir(), env: { HOST: "" } });
     const outside = Object.values(networkInterfaces())
