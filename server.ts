@@ -1852,6 +1852,7 @@ export function createIngest(
 
 const MAX_BODY_BYTES = 1024 * 1024;
 const TOKEN_COOKIE = "pai_observability_token";
+const TOKEN_COOKIE_SECONDS = 30 * 24 * 3600;
 const NDJSON = "application/x-ndjson";
 const EVENT_STREAM = "text/event-stream";
 
@@ -1920,6 +1921,7 @@ export function createGuard(config: Config) {
       if (wanted === null) return null;
       if (!isToken(given)) throw new HttpError(401, "token: not the AUTH_TOKEN of this server");
       return new Bun.Cookie(TOKEN_COOKIE, given, {
+        maxAge: TOKEN_COOKIE_SECONDS,
         httpOnly: true,
         sameSite: "strict",
         path: "/",
@@ -1934,10 +1936,8 @@ export function createGuard(config: Config) {
       if (!isToken(bearer) && !isToken(cookie))
         throw new HttpError(
           401,
-          "Authorization: expected Bearer and the AUTH_TOKEN of this server",
-          {
-            "WWW-Authenticate": "Bearer",
-          },
+          "Authorization: expected Bearer and the AUTH_TOKEN of this server; in a browser, open /?token=… once",
+          { "WWW-Authenticate": "Bearer" },
         );
     },
   };

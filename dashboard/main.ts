@@ -68,6 +68,8 @@ const FIRST_RETRY_MS = 1_000;
 const MAX_RETRY_MS = 15_000;
 /** Sessions whose agents are asked for, because they started before the loaded events. */
 const MAX_COMPLETED_SESSIONS = 20;
+/** A feed with fewer is filled from the history at once: about a screen. */
+const FULL_FEED_EVENTS = 50;
 /** Older events that "Load older" keeps. */
 const MAX_OLDER_EVENTS = 5_000;
 /** Room that loading older calls leaves for new ones. */
@@ -604,12 +606,16 @@ function showRoute(): void {
     }
     scrollTo(0, 0);
   }
-  // Whatever the stream has kept may not hold a single event of this filter.
+  if (isLoaded) fillFeed();
+  requestPanelsNow();
+}
+
+/** What the state has kept of all sessions may hold little of a narrow filter. */
+function fillFeed(): void {
   const filter = feedFilter();
   const isNarrow = filter.sessionId !== null || (filter.type !== null && filter.type !== "failed");
-  if (isLoaded && isNarrow && !state.feed.some((event) => matchesFilter(event, filter)))
-    void loadOlderFeed();
-  requestPanelsNow();
+  const kept = state.feed.filter((event) => matchesFilter(event, filter)).length;
+  if (isNarrow && kept < FULL_FEED_EVENTS) void loadOlderFeed();
 }
 
 function showLoaded(): void {
@@ -621,6 +627,7 @@ function showLoaded(): void {
   feed.showFilter(route.filter, latestSessions(), route.sessionId !== null);
   if (route.sessionId === null) timeline.showLoaded();
   else void loadOpenSession();
+  fillFeed();
   requestPanelsNow();
   void loadUsage();
   void completeLiveSessions(state).catch(() => undefined);

@@ -694,7 +694,7 @@ export function labelOf(session: SessionState): string {
 }
 
 export function shortId(id: string): string {
-  return id.length <= 10 ? id : `…${id.slice(-8)}`;
+  return id.length <= 12 ? id : `…${id.slice(-8)}`;
 }
 
 export function parentOf(session: SessionState): string | null {

@@ -709,7 +709,8 @@ export function createTimeline({
 
   function lengthOfLast(lane: Lane): number | null {
     const last = lane.agents.at(-1);
-    return last === undefined || last.end === null ? null : last.end - last.start;
+    if (last === undefined || last.end === null || last.end === last.start) return null;
+    return last.end - last.start;
   }
 
   function agentTitle(lane: Lane): string {

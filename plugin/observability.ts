@@ -4,7 +4,7 @@
  * Install: copy this file to `~/.config/opencode/plugin/` (every project) or `.opencode/plugin/`
  * (one project). A running server hands it out:
  *
- *     curl --create-dirs -o ~/.config/opencode/plugin/observability.ts \
+ *     curl -f --create-dirs -o ~/.config/opencode/plugin/observability.ts \
  *       localhost:3001/plugin/observability.ts
  *
  * OBSERVABILITY_SERVER says where the server is; OBSERVABILITY_TOKEN is its AUTH_TOKEN, if any.
