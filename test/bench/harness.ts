@@ -218,12 +218,15 @@ export async function alternate<Floor, Measured>(
   return { floors, measured };
 }
 
+/** From here on a process has no core to spare: its own pauses are the rest. */
+const LIMIT_PERCENT = 70;
+
 /** How much of a core each side used, in the middle of the rounds, and which of them was the limit. */
 export function busyText(rounds: readonly Busy[]): string {
   const share = (of: (round: Busy) => number | null) =>
     Math.round(median(rounds.map((round) => of(round) ?? NaN)) * 100);
   const server = share((round) => round.serverBusy);
   const client = share((round) => round.clientBusy);
-  const limit = client > server ? ": the client was the limit" : "";
+  const limit = client > server && client > LIMIT_PERCENT ? ": the client was the limit" : "";
   return `server ${server} %, client ${client} % of a core${limit}`;
 }
