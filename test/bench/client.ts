@@ -153,13 +153,24 @@ function fail(message: string): never {
   process.exit(1);
 }
 
+const NOTHING: Buffer = Buffer.alloc(0);
+
 /** A connection that calls `onAnswer` when an answer is there in full; any but a 2xx is the end. */
 function connectForAnswers(port: number, onAnswer: () => void): Promise<Connection> {
   let missing = 0;
-  return connect(port, (chunk) => {
+  /** Of a head that comes in pieces, as that of a large answer may. */
+  let partial = NOTHING;
+  return connect(port, (data) => {
+    let chunk = data;
     if (missing === 0) {
+      if (partial.byteLength > 0) chunk = Buffer.concat([partial, data]);
       const head = chunk.indexOf("\r\n\r\n");
-      if (chunk[9] !== 0x32 || head < 0) fail(`not a 2xx answer: ${chunk.toString("latin1")}`);
+      if (head < 0) {
+        partial = Buffer.from(chunk); // a copy: what arrived must not be kept
+        return;
+      }
+      if (chunk[9] !== 0x32) fail(`not a 2xx answer: ${chunk.toString("latin1")}`);
+      partial = NOTHING;
       missing = head + 4 + contentLength(chunk);
     }
     missing -= chunk.byteLength;
@@ -178,7 +189,7 @@ function contentLength(chunk: Buffer): number {
   return length;
 }
 
-/** An event stream; resolves once its first bytes are there, which `onData` doesn't get. */
+/** An event stream; resolves once its head is there, which `onData` doesn't get. */
 export async function subscribe(
   port: number,
   path: string,
@@ -186,9 +197,12 @@ export async function subscribe(
 ): Promise<Connection> {
   const { promise: opened, resolve: open } = Promise.withResolvers<void>();
   let isOpen = false;
+  let head = "";
   const connection = await connect(port, (chunk) => {
     if (isOpen) return onData(chunk);
-    if (chunk[9] !== 0x32) fail(`not a 2xx answer: ${chunk.toString("latin1")}`);
+    head += chunk.toString("latin1");
+    if (!head.includes("\r\n\r\n")) return;
+    if (head[9] !== "2") fail(`not a 2xx answer: ${head}`);
     isOpen = true;
     open();
   });

@@ -106,13 +106,23 @@ async function start(
     command: bunCommand(file, SERVER_CORE),
     env: { HOST: "127.0.0.1", MAX_SUBSCRIBERS: "10000", RETENTION_HOURS: "1000000", ...env },
   });
-  return {
+  const running: ServerProcess = {
     ...server,
     async [Symbol.asyncDispose]() {
+      started.delete(running);
       await server[Symbol.asyncDispose]();
       if (given === undefined) rmSync(dataDir, { recursive: true, force: true });
     },
   };
+  started.add(running);
+  return running;
+}
+
+const started = new Set<ServerProcess>();
+
+/** Ends what still runs: for a run that is broken off. */
+export async function endAll(): Promise<void> {
+  await Promise.all([...started].map((server) => server[Symbol.asyncDispose]()));
 }
 
 /** The server of this project, with the durability that it has by default. */

@@ -13,7 +13,15 @@ import { cpus, loadavg } from "node:os";
 import { batch } from "./batch.ts";
 import { delivery } from "./delivery.ts";
 import { fanout } from "./fanout.ts";
-import { type Benchmark, isReached, median, type Row, type Target, type Unit } from "./harness.ts";
+import {
+  type Benchmark,
+  endAll,
+  isReached,
+  median,
+  type Row,
+  type Target,
+  type Unit,
+} from "./harness.ts";
 import { history } from "./history.ts";
 import { memory } from "./memory.ts";
 import { post } from "./post.ts";
@@ -75,6 +83,9 @@ if (unknown.length > 0) {
   );
   process.exit(1);
 }
+
+for (const signal of ["SIGINT", "SIGTERM"])
+  process.once(signal, () => endAll().finally(() => process.exit(1)));
 
 console.log(
   `Bun ${Bun.version}, ${cpus().length} × ${cpus()[0]?.model ?? "unknown processor"}, ` +
