@@ -34,6 +34,9 @@ const SECOND_MS = 1_000;
 const MINUTE_MS = 60 * SECOND_MS;
 const HOUR_MS = 60 * MINUTE_MS;
 
+/** Between two slices of long work, so that whoever else waits has a turn of the event loop. */
+const nextTurn = () => new Promise<void>((resolve) => setImmediate(resolve));
+
 // ─── Config ──────────────────────────────────────────────────────────────────
 // Reads the environment once, at the start. Nothing else in this file does.
 
@@ -642,6 +645,9 @@ const STALE_MS = HOUR_MS;
 /** More spawns or completions than this of one agent call are a mistake: the rest isn't paired. */
 const MAX_CALL_EVENTS = 10;
 
+/** Calls of one session that are read and translated at a time: a millisecond. */
+const SLICE_ROWS = 500;
+
 /** Rows deleted, or pages given back, between two pauses of the retention: some milliseconds. */
 const PRUNE_ROWS = 100;
 const VACUUM_PAGES = 50;
@@ -946,6 +952,14 @@ export function openStore(directory: string) {
 
   // -- Reading
 
+  /** The newest id given, and the one up to which events may be gone. */
+  function bounds(): { head: number; watermark: number } {
+    return {
+      head: selectHead.get()?.seq ?? 0,
+      watermark: selectWatermark.get()?.event_id ?? 0,
+    };
+  }
+
   /**
    * Stored events of `filter`, at most `limit`, and no more once their data exceeds `maxChars`
    * characters, so that a page is bounded whatever was posted. `done`: there are no more.
@@ -1008,26 +1022,40 @@ export function openStore(directory: string) {
       .map((row) => toSession(row, now));
   }
 
-  /** One session with its tool calls and agents, oldest first; null where there is none. */
-  function findSession(
+  const selectCalls = db.query<CallRow, Bind[]>(
+    `SELECT id, type, timestamp, name, call_id, duration_ms, failed, data
+     FROM events
+     WHERE session_id = ? AND id > ? AND id <= ?
+       AND type IN ('tool_use', 'agent_spawn', 'agent_complete')
+     ORDER BY id
+     LIMIT ?`,
+  );
+
+  /**
+   * One session with its tool calls and agents, oldest first; null where there is none. Read in
+   * slices, as of now: a session of 20,000 calls takes 50 ms, and others go on meanwhile.
+   */
+  async function findSession(
     id: string,
     now: number,
-  ): { session: Session; tools: ToolCall[]; agents: AgentRun[] } | null {
+  ): Promise<{ session: Session; tools: ToolCall[]; agents: AgentRun[] } | null> {
     const row = selectSession.get(id);
     if (row === null) return null;
-    const calls = db
-      .query<CallRow, Bind[]>(
-        `SELECT id, type, timestamp, name, call_id, duration_ms, failed, data
-         FROM events
-         WHERE session_id = ? AND type IN ('tool_use', 'agent_spawn', 'agent_complete')
-         ORDER BY timestamp, id`,
-      )
-      .all(id);
-    return {
-      session: toSession(row, now),
-      tools: calls.filter((call) => call.type === "tool_use").map(toToolCall),
-      agents: pairAgents(calls),
-    };
+    const head = bounds().head;
+    const tools: ToolCall[] = [];
+    const agentCalls: CallRow[] = [];
+    let after = 0;
+    for (;;) {
+      const calls = selectCalls.all(id, after, head, SLICE_ROWS);
+      for (const call of calls)
+        if (call.type === "tool_use") tools.push(toToolCall(call));
+        else agentCalls.push(call);
+      after = calls.at(-1)?.id ?? after;
+      if (calls.length < SLICE_ROWS) break;
+      await nextTurn();
+    }
+    tools.sort(byTime);
+    return { session: toSession(row, now), tools, agents: pairAgents(agentCalls.sort(byTime)) };
   }
 
   // A window starts at a whole minute: its first, partial hour comes from the minute rows, the
@@ -1198,13 +1226,7 @@ export function openStore(directory: string) {
     usageStats,
     activity,
     prune,
-    /** The newest id given, and the one up to which events may be gone. */
-    bounds(): { head: number; watermark: number } {
-      return {
-        head: selectHead.get()?.seq ?? 0,
-        watermark: selectWatermark.get()?.event_id ?? 0,
-      };
-    },
+    bounds,
     /** Cheap at any size. */
     size(): { events: number; bytes: number } {
       return {
@@ -1432,6 +1454,14 @@ function isNewer(
 ): boolean {
   if (known === undefined || at !== known[0]) return known === undefined || at > known[0];
   return JSON.stringify(value) > JSON.stringify(known[1]);
+}
+
+/** Oldest first. */
+function byTime(
+  a: { timestamp: number | string; id: number },
+  b: { timestamp: number | string; id: number },
+): number {
+  return a.timestamp < b.timestamp ? -1 : a.timestamp > b.timestamp ? 1 : a.id - b.id;
 }
 
 function toSession(row: SessionRow, now: number): Session {
@@ -1671,6 +1701,7 @@ export function createHub(
               subscribers.delete(subscriber);
               controller.close();
             }
+            return nextTurn();
           },
           cancel() {
             subscribers.delete(subscriber);
@@ -1704,6 +1735,7 @@ export function createHub(
               onError(error);
               controller.error(); // broken off: it must not look complete
             }
+            return nextTurn();
           },
         },
         new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
@@ -2124,12 +2156,13 @@ function createRoutes(context: Context): RouteTable {
         json({ sessions: store.listSessions(limitParam(query(req)), now()) }, 200, headId()),
     },
     "/api/sessions/:sessionId": {
-      GET: (_req, params) => {
+      GET: async (_req, params) => {
         const id = params.sessionId ?? "";
-        const found = store.findSession(id, now());
+        const head = headId(); // of before: what comes while it is read, the stream has
+        const found = await store.findSession(id, now());
         if (found === null)
           throw new HttpError(404, `no session ${JSON.stringify(id.slice(0, MAX_ID_CHARS))}`);
-        return json(found, 200, headId());
+        return json(found, 200, head);
       },
     },
     "/api/analytics/tools": {

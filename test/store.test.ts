@@ -59,8 +59,8 @@ function history(store: Store): StoredEvent[] {
   return store.page(ALL, "oldest first", 100_000, Infinity).events;
 }
 
-function agentsOf(store: Store): AgentRun[] {
-  return store.findSession("s", RECEIVED)?.agents ?? [];
+async function agentsOf(store: Store): Promise<AgentRun[]> {
+  return (await store.findSession("s", RECEIVED))?.agents ?? [];
 }
 
 /** A second connection to the database: another process, as far as SQLite is concerned. */
@@ -189,22 +189,25 @@ describe("status", () => {
     ["1 input_requested, 2 session_end", "completed", 2, null],
     ["1 session_end, 2 input_requested", "active", null, 2],
     ["-60 input_requested", "stale", null, -60],
-  ])("%s → at minute 10 %s, ended at %p, waiting since %p", (arriving, status, ended, waiting) => {
-    using store = openTestStore();
-    const events = arriving.split(", ").map((event) => event.split(" "));
-    for (const [minute, type = ""] of events)
-      append(store, [at(Number(minute), type, { tool: "bash", call_id: "c" })]);
-    const minutes = events.map(([minute]) => Number(minute));
-    const expected = {
-      status,
-      ended_at: iso(ended),
-      waiting_since: iso(waiting),
-      started_at: iso(Math.min(...minutes)),
-      last_event_at: iso(Math.max(...minutes)),
-    };
-    expect(store.listSessions(10, NOW)).toMatchObject([expected]);
-    expect(store.findSession("s", NOW)?.session).toMatchObject(expected);
-  });
+  ])(
+    "%s → at minute 10 %s, ended at %p, waiting since %p",
+    async (arriving, status, ended, waiting) => {
+      using store = openTestStore();
+      const events = arriving.split(", ").map((event) => event.split(" "));
+      for (const [minute, type = ""] of events)
+        append(store, [at(Number(minute), type, { tool: "bash", call_id: "c" })]);
+      const minutes = events.map(([minute]) => Number(minute));
+      const expected = {
+        status,
+        ended_at: iso(ended),
+        waiting_since: iso(waiting),
+        started_at: iso(Math.min(...minutes)),
+        last_event_at: iso(Math.max(...minutes)),
+      };
+      expect(store.listSessions(10, NOW)).toMatchObject([expected]);
+      expect((await store.findSession("s", NOW))?.session).toMatchObject(expected);
+    },
+  );
 
   test("counts → only tool_use as tools, only agent_spawn as agents, failures as errors", () => {
     using store = openTestStore();
@@ -223,18 +226,18 @@ describe("status", () => {
 });
 
 describe("info", () => {
-  const infoOf = (store: Store): Record<string, unknown> => {
-    const session = store.findSession("s", RECEIVED)?.session;
+  const infoOf = async (store: Store): Promise<Record<string, unknown>> => {
+    const session = (await store.findSession("s", RECEIVED))?.session;
     return { ...session?.info, parent: session?.parent_session_id };
   };
 
-  test("each fact → from its latest timestamp, whichever arrived last", () => {
+  test("each fact → from its latest timestamp, whichever arrived last", async () => {
     using store = openTestStore();
     append(store, [at(5, "session_update", { title: "new", cost: 2 })]);
     append(store, [at(0, "session_start", { title: "old", directory: "/a", cost: 1 })]);
     append(store, [at(3, "session_update", { directory: "/b", parent_session_id: "p1" })]);
     append(store, [at(9, "session_end", { tokens: { input: 3 } })]);
-    expect(infoOf(store)).toEqual({
+    expect(await infoOf(store)).toEqual({
       title: "new",
       directory: "/b",
       cost: 2,
@@ -243,31 +246,31 @@ describe("info", () => {
     });
   });
 
-  test("null and absent facts → don't wipe what is known", () => {
+  test("null and absent facts → don't wipe what is known", async () => {
     using store = openTestStore();
     append(store, [at(0, "session_start", { title: "kept", model: { id: "opus" } })]);
     append(store, [at(1, "session_update", { title: null }), at(2, "session_update")]);
-    expect(infoOf(store)).toEqual({ title: "kept", model: { id: "opus" }, parent: null });
+    expect(await infoOf(store)).toEqual({ title: "kept", model: { id: "opus" }, parent: null });
   });
 
   test.each([[["a", "b"]], [["b", "a"]]])(
     "two values of a fact at the same time, as %p → the same one",
-    (titles) => {
+    async (titles) => {
       using store = openTestStore();
       for (const title of titles) append(store, [at(0, "session_update", { title })]);
-      expect(infoOf(store).title).toBe("b");
+      expect((await infoOf(store)).title).toBe("b");
     },
   );
 
-  test("titles in other types of events → no fact of the session", () => {
+  test("titles in other types of events → no fact of the session", async () => {
     using store = openTestStore();
     append(store, [at(0, "message_user", { title: "no" }), at(1, "session_error", { cost: 5 })]);
-    expect(infoOf(store)).toEqual({ parent: null });
+    expect(await infoOf(store)).toEqual({ parent: null });
   });
 });
 
 describe("details", () => {
-  test("tools → oldest first, args as JSON text or the posted string, with what is known", () => {
+  test("tools → oldest first, args as JSON text or the posted string, with what is known", async () => {
     using store = openTestStore();
     append(store, [
       at(2, "tool_use", { tool: "c", args: "ls -l", success: false, error: "exit code 1" }),
@@ -282,7 +285,7 @@ describe("details", () => {
     ]);
     const nothing = { args: null, duration_ms: null, call_id: null, success: null, error: null };
     const minute = (n: number) => new Date(START + n * MINUTE).toISOString();
-    const tools = store.findSession("s", RECEIVED)?.tools.map(withoutId);
+    const tools = (await store.findSession("s", RECEIVED))?.tools.map(withoutId);
     expect(tools).toEqual([
       {
         ...nothing,
@@ -312,9 +315,29 @@ describe("details", () => {
     ]);
   });
 
-  test("an unknown session → null", () => {
+  test("a long session → read in slices: others have their turn, and it is that of the start", async () => {
     using store = openTestStore();
-    expect(store.findSession("s", RECEIVED)).toBeNull();
+    const calls = Array.from({ length: 2_200 }, (_, index) =>
+      at(2_200 - index, "tool_use", { tool: `${index}` }),
+    );
+    append(store, calls);
+    let turns = 0;
+    let next = setImmediate(function count() {
+      if (++turns === 2) append(store, [at(0, "tool_use", { tool: "late" })]);
+      next = setImmediate(count);
+    });
+    const found = await store.findSession("s", RECEIVED);
+    clearImmediate(next);
+    expect(turns).toBeGreaterThanOrEqual(4);
+    expect(found?.session.tool_count).toBe(2_200);
+    expect(found?.tools.map(({ tool }) => Number(tool))).toEqual(
+      calls.map((_, index) => 2_199 - index),
+    );
+  });
+
+  test("an unknown session → null", async () => {
+    using store = openTestStore();
+    expect(await store.findSession("s", RECEIVED)).toBeNull();
   });
 });
 
@@ -324,10 +347,10 @@ describe("agents", () => {
   const end = (minute: number, data: Record<string, unknown>) => at(minute, "agent_complete", data);
   const iso = (minute: number) => new Date(START + minute * MINUTE).toISOString();
 
-  test("a spawn alone → runs: no duration, no end, no success", () => {
+  test("a spawn alone → runs: no duration, no end, no success", async () => {
     using store = openTestStore();
     append(store, [spawn(0, { prompt: "Do it", call_id: "c1", child_session_id: "child" })]);
-    expect(agentsOf(store).map(withoutId)).toEqual([
+    expect((await agentsOf(store)).map(withoutId)).toEqual([
       {
         subagent_type: "general",
         prompt: "Do it",
@@ -342,7 +365,7 @@ describe("agents", () => {
     ]);
   });
 
-  test("overlapping agents of one type → each paired with the completion of its call_id", () => {
+  test("overlapping agents of one type → each paired with the completion of its call_id", async () => {
     using store = openTestStore();
     append(store, [
       spawn(0, { call_id: "c1" }),
@@ -353,7 +376,7 @@ describe("agents", () => {
       end(6, { call_id: "of nobody" }),
     ]);
     const nothing = { duration_ms: null, completed_at: null, success: null, error: null };
-    expect(agentsOf(store)).toMatchObject([
+    expect(await agentsOf(store)).toMatchObject([
       {
         call_id: "c1",
         duration_ms: 5 * MINUTE,
@@ -366,7 +389,7 @@ describe("agents", () => {
     ]);
   });
 
-  test("agents without call_id → paired by type and order of time", () => {
+  test("agents without call_id → paired by type and order of time", async () => {
     using store = openTestStore();
     append(store, [
       end(-1, { subagent_type: "general" }), // before any of them: nobody's
@@ -378,7 +401,7 @@ describe("agents", () => {
       spawn(5),
       end(2.5, { subagent_type: "general" }),
     ]);
-    expect(agentsOf(store)).toMatchObject([
+    expect(await agentsOf(store)).toMatchObject([
       { subagent_type: "general", timestamp: iso(0), completed_at: iso(2.5), duration_ms: 150_000 },
       { subagent_type: "general", timestamp: iso(1), completed_at: iso(4), duration_ms: 7 },
       { subagent_type: "explore", timestamp: iso(2), completed_at: iso(3), duration_ms: MINUTE },
@@ -386,20 +409,22 @@ describe("agents", () => {
     ]);
   });
 
-  test("two completions of one call_id, the later first → the earlier ends it", () => {
+  test("two completions of one call_id, the later first → the earlier ends it", async () => {
     using store = openTestStore();
     append(store, [spawn(0, { call_id: "c1" }), end(9, { call_id: "c1" })]);
     append(store, [end(5, { call_id: "c1" })]);
-    expect(agentsOf(store)).toMatchObject([{ completed_at: iso(5), duration_ms: 5 * MINUTE }]);
+    expect(await agentsOf(store)).toMatchObject([
+      { completed_at: iso(5), duration_ms: 5 * MINUTE },
+    ]);
   });
 
-  test("a completion of another session with the same call_id → pairs with nobody here", () => {
+  test("a completion of another session with the same call_id → pairs with nobody here", async () => {
     using store = openTestStore();
     append(store, [
       spawn(0, { call_id: "c1" }),
       { ...end(1, { call_id: "c1", duration_ms: 5 }), session_id: "other" },
     ]);
-    expect(agentsOf(store)).toMatchObject([{ duration_ms: null, completed_at: null }]);
+    expect(await agentsOf(store)).toMatchObject([{ duration_ms: null, completed_at: null }]);
   });
 
   test.each<[name: string, events: PostedEvent[], avg: number | null]>([
@@ -418,10 +443,10 @@ describe("agents", () => {
       [spawn(0, { call_id: "c", duration_ms: 9 }), end(1, { call_id: "c" })],
       9,
     ],
-  ])("duration: %s → the same in details and analytics", (_, events, expected) => {
+  ])("duration: %s → the same in details and analytics", async (_, events, expected) => {
     using store = openTestStore();
     for (const event of events) append(store, [event]);
-    expect(agentsOf(store)).toMatchObject([{ duration_ms: expected }]);
+    expect(await agentsOf(store)).toMatchObject([{ duration_ms: expected }]);
     expect(store.usageStats("agent_spawn", START)).toMatchObject([
       { name: "general", count: 1, avg_duration_ms: expected, total_duration_ms: expected ?? 0 },
     ]);
@@ -432,18 +457,20 @@ describe("any order", () => {
   const NOW = START + 8 * HOUR;
 
   /** Everything that can be read but the ids of events, which tell of the order. */
-  function snapshot(store: Store) {
+  async function snapshot(store: Store) {
     const sessions = store.listSessions(1_000, NOW);
     return {
       sessions,
-      details: sessions.map(({ id }) => {
-        const found = store.findSession(id, NOW);
-        return {
-          session: found?.session,
-          tools: found?.tools.map(withoutId),
-          agents: found?.agents.map(withoutId),
-        };
-      }),
+      details: await Promise.all(
+        sessions.map(async ({ id }) => {
+          const found = await store.findSession(id, NOW);
+          return {
+            session: found?.session,
+            tools: found?.tools.map(withoutId),
+            agents: found?.agents.map(withoutId),
+          };
+        }),
+      ),
       usage: [0.25, 1, 7.9, 8, 24].map((hours) => ({
         tools: store.usageStats("tool_use", NOW - hours * HOUR),
         agents: store.usageStats("agent_spawn", NOW - hours * HOUR),
@@ -454,14 +481,14 @@ describe("any order", () => {
   }
 
   /** The snapshot after `posts` arrived in random batches. */
-  function snapshotOf(posts: Post[], random: () => number) {
+  async function snapshotOf(posts: Post[], random: () => number) {
     using store = openTestStore();
     for (let from = 0; from < posts.length;) {
       const size = 1 + Math.floor(random() * 40);
       append(store, posts.slice(from, from + size));
       from += size;
     }
-    return snapshot(store);
+    return await snapshot(store);
   }
 
   /** Two generated sessions, agents that only time and type pair, and the captured ones. */
@@ -481,19 +508,19 @@ describe("any order", () => {
     ];
   }
 
-  test("sessions and captured posts, in 50 shuffled orders, each event twice → the same rows", () => {
+  test("sessions and captured posts, in 50 shuffled orders, each event twice → the same rows", async () => {
     const random = seededRandom(50);
     const posts = variedPosts();
-    const expected = snapshotOf(posts, () => 1);
+    const expected = await snapshotOf(posts, () => 1);
     expect(expected.sessions.length).toBe(5);
     expect(expected.events).toBe(posts.length + 1); // and the agent behind the task call
     for (let order = 0; order < 50; order++)
-      expect(snapshotOf(shuffled([...posts, ...posts], random), random)).toEqual(expected);
+      expect(await snapshotOf(shuffled([...posts, ...posts], random), random)).toEqual(expected);
   });
 
-  test("a store that is closed and opened between any two posts → the same rows", () => {
+  test("a store that is closed and opened between any two posts → the same rows", async () => {
     const posts = variedPosts();
-    const expected = snapshotOf(posts, () => 1);
+    const expected = await snapshotOf(posts, () => 1);
     const dataDir = makeTempDir();
     try {
       for (const post of posts) {
@@ -502,7 +529,7 @@ describe("any order", () => {
         store.close();
       }
       const store = openStore(dataDir);
-      expect(snapshot(store)).toEqual(expected);
+      expect(await snapshot(store)).toEqual(expected);
       store.close();
     } finally {
       rmSync(dataDir, { recursive: true, force: true });
@@ -510,9 +537,9 @@ describe("any order", () => {
   });
 
   /** Posts `posts` in 15 orders. Rows at the same time have no order of their own. */
-  function expectSameRows(posts: Post[], random: () => number): void {
-    const sorted = (events: Post[]) => {
-      const rows = snapshotOf(events, random);
+  async function expectSameRows(posts: Post[], random: () => number): Promise<void> {
+    const sorted = async (events: Post[]) => {
+      const rows = await snapshotOf(events, random);
       const byText = (a: object, b: object) => compare(JSON.stringify(a), JSON.stringify(b));
       for (const { tools, agents } of rows.details) {
         tools?.sort(byText);
@@ -520,12 +547,12 @@ describe("any order", () => {
       }
       return rows;
     };
-    const expected = sorted(posts);
+    const expected = await sorted(posts);
     for (let order = 0; order < 15; order++)
-      expect(sorted(shuffled(posts, random))).toEqual(expected);
+      expect(await sorted(shuffled(posts, random))).toEqual(expected);
   }
 
-  test("150 random events at five times, in 15 shuffled orders → the same rows", () => {
+  test("150 random events at five times, in 15 shuffled orders → the same rows", async () => {
     const random = seededRandom(150);
     const posts = Array.from({ length: 150 }, (_, index) => ({
       id: `e${index}`,
@@ -548,14 +575,14 @@ describe("any order", () => {
         tokens: pick(random, [5, { input: 3 }, null]),
       },
     }));
-    expectSameRows(posts, random);
+    await expectSameRows(posts, random);
   });
 
   test.each([
     ["with a call_id each", (pair: number) => `call ${pair}`],
     ["without a call_id", () => null],
     ["of which three each share a call_id", (pair: number) => `call ${pair % 10}`],
-  ])("30 agents %s, in 15 shuffled orders → the same rows", (_, callId) => {
+  ])("30 agents %s, in 15 shuffled orders → the same rows", async (_, callId) => {
     const random = seededRandom(30);
     const posts = Array.from({ length: 30 }, (_, pair) => {
       const spawnedAt = START + pair * MINUTE;
@@ -583,7 +610,7 @@ describe("any order", () => {
         },
       ];
     }).flat();
-    expectSameRows(posts, random);
+    await expectSameRows(posts, random);
   });
 });
 
@@ -807,7 +834,7 @@ describe("prune", () => {
     const sessions = store.listSessions(10, RECEIVED).map(({ id }) => id);
     expect(sessions.sort()).toEqual(["new", "resumed"]);
     expect(history(store)).toEqual(kept);
-    expect(store.findSession("old", RECEIVED)).toBeNull();
+    expect(await store.findSession("old", RECEIVED)).toBeNull();
     expect(store.size().events).toBe(kept.length);
     const beside = openBeside(store);
     expect(beside.query("PRAGMA foreign_key_check").all()).toEqual([]);

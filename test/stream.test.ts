@@ -357,6 +357,33 @@ describe("hub", () => {
     expect(idsIn(await stalled.text())).toEqual(next);
   });
 
+  test.each<[string, (hub: ReturnType<typeof createHub>) => ReadableStream<Uint8Array>]>([
+    ["a stream that catches up", (hub) => hub.subscribe(null, "0")],
+    [
+      "an export",
+      (hub) => hub.history({ after: 0, before: null, sessionId: null, type: null }, Infinity),
+    ],
+  ])("%s → others have a turn of the event loop between any two pages", async (_, open) => {
+    using store = openTestStore();
+    const hub = createHub(store);
+    for (let page = 0; page < 10; page++) publish(store, hub, Array(64).fill("s"));
+    const { head } = store.bounds();
+    let turns = 0;
+    let next = setImmediate(function count() {
+      turns++;
+      next = setImmediate(count);
+    });
+    const reader = open(hub).getReader();
+    const turnsAtPage: number[] = [];
+    for (let text = ""; !text.includes(`{"id":${head},`);) {
+      text = new TextDecoder().decode((await reader.read()).value);
+      if (text.includes(`{"id":`)) turnsAtPage.push(turns);
+    }
+    clearImmediate(next);
+    expect(turnsAtPage.length).toBe(10);
+    expect(new Set(turnsAtPage.slice(1)).size).toBe(9); // the queue has room for two at first
+  });
+
   test("heartbeat → a comment to every live subscriber", async () => {
     using store = openTestStore();
     const hub = createHub(store);
