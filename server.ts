@@ -1388,10 +1388,11 @@ function countUsage(
     }: { count?: 0 | 1; times?: 1 | -1; isPosted?: boolean } = {},
   ) {
     for (const span of type === "" ? [MINUTE_MS] : [MINUTE_MS, HOUR_MS]) {
-      const start = of.timestamp - (of.timestamp % span);
-      const key = `${type} ${span} ${start} ${name}`;
+      const index = Math.floor(of.timestamp / span);
+      const key = `${type} ${span} ${index} ${name}`;
       let row = usage.get(key);
       if (row === undefined) {
+        const start = index * span;
         row = { type, span, start, name, count: 0, timed: 0, total_ms: 0, max_ms: null, errors: 0 };
         usage.set(key, row);
       }
@@ -1887,6 +1888,7 @@ const TOKEN_COOKIE = "pai_observability_token";
 const TOKEN_COOKIE_SECONDS = 30 * 24 * 3600;
 const NDJSON = "application/x-ndjson";
 const EVENT_STREAM = "text/event-stream";
+const utf8 = new TextDecoder("utf-8", { fatal: true });
 
 export type Guard = ReturnType<typeof createGuard>;
 
@@ -2008,7 +2010,7 @@ async function readBody(req: Request): Promise<{ text: string; isNdjson: boolean
   }
   try {
     return {
-      text: new TextDecoder("utf-8", { fatal: true }).decode(bytes),
+      text: utf8.decode(bytes),
       isNdjson: type === NDJSON,
     };
   } catch {
