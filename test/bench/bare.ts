@@ -11,9 +11,9 @@ import { join } from "node:path";
 import { openStore, parseEvent } from "../../server.ts";
 import { seededRandom } from "../fixtures.ts";
 import { makeTempDir } from "../helpers.ts";
-import { pick, serialText, toolUse } from "./events.ts";
+import { serialText, toolUse } from "./events.ts";
 
-/** @param events in one transaction, each of one of `sessions`, at random */
+/** @param events in one transaction, of `sessions` in turn */
 export function openBareLoop(events: number, sessions: number) {
   const directory = makeTempDir();
   const store = openStore(directory);
@@ -36,7 +36,7 @@ export function openBareLoop(events: number, sessions: number) {
   function makeBatch() {
     return Array.from({ length: events }, () =>
       parseEvent(
-        toolUse(pick(ids, random), "floor", serialText(serial++), Date.now(), random),
+        toolUse(ids[serial % sessions] ?? "", "floor", serialText(serial++), Date.now(), random),
         Date.now(),
       ),
     );
