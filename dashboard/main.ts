@@ -527,22 +527,30 @@ function feedFilter(): FeedFilter {
   return route.sessionId === null ? route.filter : { ...route.filter, sessionId: route.sessionId };
 }
 
+/** Of what is loaded, what the feed's filter lets through: newest first, at most `limit`. */
+function loadedFeed(limit: number): TelemetryEvent[] {
+  const filter = feedFilter();
+  const source = held?.events ?? state.feed;
+  const found: TelemetryEvent[] = [];
+  for (let index = source.length - 1; index >= 0 && found.length < limit; index--) {
+    const event = source[index];
+    if (event !== undefined && matchesFilter(event, filter)) found.push(event);
+  }
+  const first = source[0]?.id ?? Infinity;
+  for (const event of older) {
+    if (found.length >= limit) break;
+    if (event.id < first && matchesFilter(event, filter)) found.push(event);
+  }
+  return found;
+}
+
 function showFeed(now: number): void {
   if (!feed.isHeld()) held = null;
   else held ??= { events: state.feed.slice(), head: state.head };
   const filter = feedFilter();
   const limit = feed.limit();
-  const source = held?.events ?? state.feed;
-  const shown: TelemetryEvent[] = [];
-  for (let index = source.length - 1; index >= 0 && shown.length < limit; index--) {
-    const event = source[index];
-    if (event !== undefined && matchesFilter(event, filter)) shown.push(event);
-  }
-  const first = source[0]?.id ?? Infinity;
-  for (const event of older) {
-    if (shown.length >= limit) break;
-    if (event.id < first && matchesFilter(event, filter)) shown.push(event);
-  }
+  const events = loadedFeed(limit + 1);
+  const hasOlder = events.length > limit || (!isOlderDone && older.length < MAX_OLDER_EVENTS);
   let waiting = 0;
   if (held !== null)
     for (let index = state.feed.length - 1; index >= 0; index--) {
@@ -551,11 +559,13 @@ function showFeed(now: number): void {
       if (matchesFilter(event, filter)) waiting++;
     }
   const isMore = held !== null && (state.feed[0]?.id ?? 0) > held.head;
-  feed.show(shown, { count: waiting, isMore }, !isOlderDone, state, now);
+  feed.show(events.slice(0, limit), { count: waiting, isMore }, hasOlder, state, now);
 }
 
+/** Shows more of what is loaded; where that isn't enough, loads a page. */
 async function loadOlderFeed(): Promise<void> {
   requestPanels();
+  if (loadedFeed(feed.limit()).length === feed.limit()) return;
   const filter = feedFilter();
   const before = older.at(-1)?.id ?? state.feed[0]?.id ?? state.head + 1;
   if (older.length >= MAX_OLDER_EVENTS) return;
@@ -610,12 +620,13 @@ function showRoute(): void {
   requestPanelsNow();
 }
 
-/** What the state has kept of all sessions may hold little of a narrow filter. */
+/** What the state has kept of all sessions may hold little of a narrow filter; of none, it may be all. */
 function fillFeed(): void {
-  const filter = feedFilter();
-  const isNarrow = filter.sessionId !== null || (filter.type !== null && filter.type !== "failed");
-  const kept = state.feed.filter((event) => matchesFilter(event, filter)).length;
-  if (isNarrow && kept < FULL_FEED_EVENTS) void loadOlderFeed();
+  const { sessionId, type, tool, text } = feedFilter();
+  const isNarrow = sessionId !== null || (type !== null && type !== "failed");
+  const isNone = sessionId === null && type === null && tool === "" && text === "";
+  if ((isNarrow || isNone) && loadedFeed(FULL_FEED_EVENTS).length < FULL_FEED_EVENTS)
+    void loadOlderFeed();
 }
 
 function showLoaded(): void {

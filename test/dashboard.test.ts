@@ -350,6 +350,28 @@ describe.skipIf(browser === undefined && !mustRun)("the dashboard", () => {
     },
   );
 
+  test('"Load older" → every event in turn, and gone where there are no more', async () => {
+    await using fresh = await startTestServer();
+    await post(
+      fresh,
+      Array.from({ length: 130 }, (_, index) => call(`tool ${index}`)),
+    );
+    using page = await openPage(fresh);
+    const hasRows = (count: number) =>
+      waitFor(async () => (await page.count(".feed-row")) === count, `${count} rows`);
+    for (const count of [60, 120]) {
+      await hasRows(count);
+      await page.run(`document.querySelector("#feed-older").scrollIntoView()`);
+      await page.click("#feed-older");
+    }
+    await hasRows(130);
+    await waitFor(async () => (await page.text("#feed-older")) === null, "no button");
+    expect((await page.texts(".feed-name")).at(-1)).toBe("tool 0");
+    using few = await openPage(fresh, { path: "/#/?type=session_end" });
+    await waitFor(async () => (await few.text("#feed-older")) === null, "no button");
+    expect(page.problems).toEqual([]);
+  });
+
   test.concurrent(
     "the feed: filter kept in the address, pause that counts, expand to the full data",
     async () => {
