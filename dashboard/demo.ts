@@ -5,6 +5,8 @@
  *     bun dashboard/demo.ts --once                  the past hour only
  *     bun dashboard/demo.ts http://localhost:4000   to another server; or set PORT
  *
+ * Where the server has an AUTH_TOKEN, it is taken from the environment here, too.
+ *
  * Each session is a small actor on a virtual clock. The clock first runs through the past hour as
  * fast as it can, then with the real one. The same seed tells the same story; the ids carry the
  * time of the start, so that each run adds its own. All of them begin with "demo-".
@@ -481,15 +483,20 @@ function createStory(world: World, random: () => number, now: number) {
   };
 }
 
-/** @throws where the server can't be reached, or refuses */
+const token = process.env.AUTH_TOKEN;
+const AUTHORIZATION: Record<string, string> = token ? { Authorization: `Bearer ${token}` } : {};
+
+class Refusal extends Error {}
+
+/** @throws Refusal, or the error of fetch where the server can't be reached */
 async function post(url: string, events: DemoEvent[]): Promise<void> {
   for (let index = 0; index < events.length; index += BATCH_EVENTS) {
     const response = await fetch(`${url}/api/events`, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": "application/json", ...AUTHORIZATION },
       body: JSON.stringify(events.slice(index, index + BATCH_EVENTS)),
     });
-    if (!response.ok) throw new Error(`${response.status} ${await response.text()}`);
+    if (!response.ok) throw new Refusal(`${response.status} ${await response.text()}`);
   }
 }
 
@@ -515,9 +522,8 @@ if (import.meta.main) {
       }
     }
   } catch (error) {
-    console.error(
-      `${url}: ${error instanceof Error ? error.message : String(error)}. Is the server running?`,
-    );
+    const reason = error instanceof Error ? error.message : String(error);
+    console.error(`${url}: ${reason}${error instanceof Refusal ? "" : ". Is the server running?"}`);
     process.exit(1);
   }
 }

@@ -97,3 +97,8 @@ export function formatNoun(count: number, noun: string): string {
 function pad(value: number): string {
   return String(value).padStart(2, "0");
 }
+
+/** For a narrow column: the time in the last twelve hours, before them the day. */
+export function formatTimeOrDay(ms: number, now: number): string {
+  return now - ms < 12 * HOUR_MS ? formatTime(ms) : formatDay(ms);
+}

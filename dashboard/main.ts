@@ -667,7 +667,7 @@ let usageHead = 0;
 setInterval(() => {
   requestPanels();
   const at = performance.now();
-  if (at - usageLoadedAt >= USAGE_INTERVAL_MS && usageHead !== state.head) {
+  if (source !== null && at - usageLoadedAt >= USAGE_INTERVAL_MS && usageHead !== state.head) {
     usageLoadedAt = at;
     usageHead = state.head;
     void loadUsage();

@@ -29,7 +29,7 @@ import {
   formatMinute,
   formatMoment,
   formatNoun,
-  formatTime,
+  formatTimeOrDay,
 } from "./format.ts";
 import {
   type DashboardState,
@@ -627,10 +627,7 @@ function updateFeedRow(row: FeedRow, { event, label, isExpanded, now }: FeedItem
     row.shownId = event.id;
     const failed = hasFailed(event);
     row.time.dateTime = new Date(event.at).toISOString();
-    setText(
-      row.time,
-      formatDay(event.at) === formatDay(now) ? formatTime(event.at) : formatDay(event.at),
-    );
+    setText(row.time, formatTimeOrDay(event.at, now));
     setAttribute(row.time, "title", formatMoment(event.at, now));
     setAttribute(row.root, "data-failed", String(failed));
     row.key.className = `key key-${failed ? "failed" : keyOf(event)}`;
@@ -1115,7 +1112,8 @@ function updateCallRow(row: CallRow, { call, longest, now, isExpanded }: CallIte
     row.detail = null;
   }
   row.shownId = call.id;
-  setText(row.time, formatMoment(call.start, now));
+  setText(row.time, formatTimeOrDay(call.start, now));
+  setAttribute(row.time, "title", formatMoment(call.start, now));
   row.key.className = `key key-${call.hasFailed ? "failed" : call.kind === "agent" ? "agent" : toolFamily(call.name)}`;
   setText(row.name, call.name);
   setAttribute(row.root, "data-failed", String(call.hasFailed));
