@@ -722,6 +722,14 @@ export interface AgentRun {
   error: unknown;
 }
 
+export interface SessionDetails {
+  session: Session;
+  tools: ToolCall[];
+  agents: AgentRun[];
+  /** The newest event when it was read: what came since isn't in it. */
+  head: number;
+}
+
 /** How often something was used and how long it took; averages over known durations only. */
 export interface UsageStats {
   count: number;
@@ -1031,31 +1039,45 @@ export function openStore(directory: string) {
      LIMIT ?`,
   );
 
+  /** The long session that is read now, and those that wait for it. */
+  let reading: Promise<unknown> = Promise.resolve();
+
   /**
-   * One session with its tool calls and agents, oldest first; null where there is none. Read in
-   * slices, as of now: a session of 20,000 calls takes 50 ms, and others go on meanwhile.
+   * One session with its tool calls and agents, oldest first, as of event `head`; null where there
+   * is none. A long one is read in slices, so that others go on meanwhile, and after any other long
+   * one: side by side, all of them would hold half an answer in memory.
    */
-  async function findSession(
-    id: string,
-    now: number,
-  ): Promise<{ session: Session; tools: ToolCall[]; agents: AgentRun[] } | null> {
+  function findSession(id: string, now: number): Promise<SessionDetails | null> {
     const row = selectSession.get(id);
+    if (row === null || row.tool_count + row.agent_count <= SLICE_ROWS) return readSession(id, now);
+    const read = reading.then(() => readSession(id, now));
+    reading = read.catch(() => undefined);
+    return read;
+  }
+
+  async function readSession(id: string, now: number): Promise<SessionDetails | null> {
+    const row = closed ? null : selectSession.get(id);
     if (row === null) return null;
-    const head = bounds().head;
+    const { head } = bounds();
     const tools: ToolCall[] = [];
     const agentCalls: CallRow[] = [];
-    let after = 0;
-    for (;;) {
+    for (let after = 0; ;) {
       const calls = selectCalls.all(id, after, head, SLICE_ROWS);
       for (const call of calls)
         if (call.type === "tool_use") tools.push(toToolCall(call));
         else agentCalls.push(call);
-      after = calls.at(-1)?.id ?? after;
       if (calls.length < SLICE_ROWS) break;
+      after = calls.at(-1)?.id ?? head;
       await nextTurn();
+      if (closed) return null; // nobody is there to be told
     }
     tools.sort(byTime);
-    return { session: toSession(row, now), tools, agents: pairAgents(agentCalls.sort(byTime)) };
+    return {
+      session: toSession(row, now),
+      tools,
+      agents: pairAgents(agentCalls.sort(byTime)),
+      head,
+    };
   }
 
   // A window starts at a whole minute: its first, partial hour comes from the minute rows, the
@@ -1564,6 +1586,8 @@ const SUBSCRIBER_QUEUE_BYTES = 64 * 1024;
 /** Rows and characters of one page read from the log: a few milliseconds, and about the queue. */
 const PAGE_ROWS = 500;
 const PAGE_CHARS = 64 * 1024;
+/** Read for one stream in a turn of the event loop: more than a batch brings, or it never catches up. */
+const PAGES_PER_TURN = 4;
 /** Under the idle timeout of the server, and of proxies. */
 const HEARTBEAT_MS = 15 * SECOND_MS;
 /** How long a browser waits before it comes back. */
@@ -1681,6 +1705,7 @@ export function createHub(
      */
     subscribe(sessionId: string | null, cursor: string | null): ReadableStream<Uint8Array> {
       let subscriber: Subscriber;
+      let pages = 0;
       return new ReadableStream<Uint8Array>(
         {
           start(controller) {
@@ -1703,7 +1728,7 @@ export function createHub(
               subscribers.delete(subscriber);
               controller.close();
             }
-            return nextTurn();
+            if (++pages % PAGES_PER_TURN === 0) return nextTurn();
           },
           cancel() {
             subscribers.delete(subscriber);
@@ -1889,7 +1914,7 @@ const TOKEN_COOKIE = "pai_observability_token";
 const TOKEN_COOKIE_SECONDS = 30 * 24 * 3600;
 const NDJSON = "application/x-ndjson";
 const EVENT_STREAM = "text/event-stream";
-const utf8 = new TextDecoder("utf-8", { fatal: true });
+const decoder = new TextDecoder("utf-8", { fatal: true });
 
 export type Guard = ReturnType<typeof createGuard>;
 
@@ -2010,10 +2035,7 @@ async function readBody(req: Request): Promise<{ text: string; isNdjson: boolean
     bytes = Buffer.concat(chunks);
   }
   try {
-    return {
-      text: utf8.decode(bytes),
-      isNdjson: type === NDJSON,
-    };
+    return { text: decoder.decode(bytes), isNdjson: type === NDJSON };
   } catch {
     throw new HttpError(400, "body: expected UTF-8");
   }
@@ -2071,7 +2093,7 @@ interface Context {
 function createRoutes(context: Context): RouteTable {
   const { config, guard, dashboardHtml, store, hub, ingest, now, startedAt } = context;
   /** Where a stream goes on after this answer, as a header: see the README, "From history to live". */
-  const headId = () => ({ "Last-Event-ID": String(store.bounds().head) });
+  const headId = (head = store.bounds().head) => ({ "Last-Event-ID": String(head) });
   const since = (req: Request) => now() - hoursParam(query(req)) * HOUR_MS;
 
   const postEvents: Handler = async (req) => {
@@ -2161,11 +2183,11 @@ function createRoutes(context: Context): RouteTable {
     "/api/sessions/:sessionId": {
       GET: async (_req, params) => {
         const id = params.sessionId ?? "";
-        const head = headId(); // of before: what comes while it is read, the stream has
         const found = await store.findSession(id, now());
         if (found === null)
           throw new HttpError(404, `no session ${JSON.stringify(id.slice(0, MAX_ID_CHARS))}`);
-        return json(found, 200, head);
+        const { head, ...details } = found;
+        return json(details, 200, headId(head));
       },
     },
     "/api/analytics/tools": {

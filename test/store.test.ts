@@ -326,13 +326,33 @@ describe("details", () => {
       if (++turns === 2) append(store, [at(0, "tool_use", { tool: "late" })]);
       next = setImmediate(count);
     });
-    const found = await store.findSession("s", RECEIVED);
+    const { head } = store.bounds();
+    const [found, second] = await Promise.all([
+      store.findSession("s", RECEIVED),
+      store.findSession("s", RECEIVED),
+    ]);
     clearImmediate(next);
     expect(turns).toBeGreaterThanOrEqual(4);
-    expect(found?.session.tool_count).toBe(2_200);
+    expect(found).toMatchObject({ session: { tool_count: 2_200 }, head });
+    expect(second).toMatchObject({ session: { tool_count: 2_201 }, head: head + 1 }); // after it
+    expect(second?.tools).toHaveLength(2_201);
     expect(found?.tools.map(({ tool }) => Number(tool))).toEqual(
       calls.map((_, index) => 2_199 - index),
     );
+  });
+
+  test("a store that is closed while a long session is read → null, no error", async () => {
+    const dataDir = makeTempDir();
+    const store = openStore(dataDir);
+    append(
+      store,
+      Array.from({ length: 1_200 }, (_, index) => at(index, "tool_use", { tool: "bash" })),
+    );
+    const reads = [store.findSession("s", RECEIVED), store.findSession("s", RECEIVED)];
+    await new Promise((resolve) => setImmediate(resolve));
+    store.close();
+    expect(await Promise.all(reads)).toEqual([null, null]);
+    rmSync(dataDir, { recursive: true });
   });
 
   test("an unknown session → null", async () => {
