@@ -12,6 +12,7 @@ import { openStore, parseEvent } from "../../server.ts";
 import { seededRandom } from "../fixtures.ts";
 import { makeTempDir } from "../helpers.ts";
 import { serialText, toolUse } from "./events.ts";
+import { endable } from "./harness.ts";
 
 /** @param events in one transaction, of `sessions` in turn */
 export function openBareLoop(events: number, sessions: number) {
@@ -23,8 +24,8 @@ export function openBareLoop(events: number, sessions: number) {
   ]);
   store.close();
   const db = new Database(join(directory, "observability.db"), { strict: true });
-  db.run("PRAGMA synchronous = FULL");
-  db.run("PRAGMA foreign_keys = ON");
+  for (const setting of ["synchronous = FULL", "foreign_keys = ON", "wal_autocheckpoint = 1600"])
+    db.run(`PRAGMA ${setting}`); // as the server's
   const insert = db.query<unknown, (string | number | boolean | null)[]>(
     `INSERT INTO events (client_id, session_id, type, timestamp, name, call_id, duration_ms, failed, data)
      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -69,9 +70,9 @@ export function openBareLoop(events: number, sessions: number) {
       }
       return (inserted * 1_000) / spent;
     },
-    [Symbol.dispose]() {
+    [Symbol.dispose]: endable(() => {
       db.close();
       rmSync(directory, { recursive: true, force: true });
-    },
+    }),
   };
 }

@@ -106,23 +106,28 @@ async function start(
     command: bunCommand(file, SERVER_CORE),
     env: { HOST: "127.0.0.1", MAX_SUBSCRIBERS: "10000", RETENTION_HOURS: "1000000", ...env },
   });
-  const running: ServerProcess = {
-    ...server,
-    async [Symbol.asyncDispose]() {
-      started.delete(running);
-      await server[Symbol.asyncDispose]();
-      if (given === undefined) rmSync(dataDir, { recursive: true, force: true });
-    },
-  };
-  started.add(running);
-  return running;
+  const end = endable(async () => {
+    await server[Symbol.asyncDispose]();
+    if (given === undefined) rmSync(dataDir, { recursive: true, force: true });
+  });
+  return { ...server, [Symbol.asyncDispose]: end };
 }
 
-const started = new Set<ServerProcess>();
+const ends = new Set<() => unknown>();
+
+/** `end`, which `endAll` calls where nobody has before. */
+export function endable<Result>(end: () => Result): () => Result {
+  const once = () => {
+    ends.delete(once);
+    return end();
+  };
+  ends.add(once);
+  return once;
+}
 
 /** Ends what still runs: for a run that is broken off. */
 export async function endAll(): Promise<void> {
-  await Promise.all([...started].map((server) => server[Symbol.asyncDispose]()));
+  await Promise.all([...ends].map((end) => end()));
 }
 
 /** The server of this project, with the durability that it has by default. */
