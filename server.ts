@@ -1591,7 +1591,10 @@ const SUBSCRIBER_QUEUE_BYTES = 64 * 1024;
 /** Rows and characters of one page read from the log: a few milliseconds, and about the queue. */
 const PAGE_ROWS = 500;
 const PAGE_CHARS = 64 * 1024;
-/** Read for one stream in a turn of the event loop: more than a batch brings, or it never catches up. */
+/**
+ * Read in a turn of the event loop for all streams together, though each gets one. More than a
+ * batch brings, or a stream that is behind would stay so.
+ */
 const PAGES_PER_TURN = 4;
 /** Under the idle timeout of the server, and of proxies. */
 const HEARTBEAT_MS = 15 * SECOND_MS;
@@ -1651,6 +1654,7 @@ export function createHub(
   onError: (error: unknown) => void = () => {},
 ) {
   const subscribers = new Set<Subscriber>();
+  let pagesThisTurn = 0;
 
   function send({ controller }: Subscriber, chunk: Uint8Array): void {
     try {
@@ -1686,6 +1690,12 @@ export function createHub(
     }
   }
 
+  /** What a stream waits for after a page, so that others have their turn. */
+  function afterPage(): Promise<void> | undefined {
+    if (pagesThisTurn === 0) setImmediate(() => (pagesThisTurn = 0));
+    return ++pagesThisTurn < PAGES_PER_TURN ? undefined : nextTurn();
+  }
+
   /** Why the log can't be continued from `cursor` without a gap; null: it can. */
   function refusal(cursor: string): string | null {
     const { head, watermark } = store.bounds();
@@ -1710,7 +1720,6 @@ export function createHub(
      */
     subscribe(sessionId: string | null, cursor: string | null): ReadableStream<Uint8Array> {
       let subscriber: Subscriber;
-      let pages = 0;
       return new ReadableStream<Uint8Array>(
         {
           start(controller) {
@@ -1733,7 +1742,7 @@ export function createHub(
               subscribers.delete(subscriber);
               controller.close();
             }
-            if (++pages % PAGES_PER_TURN === 0) return nextTurn();
+            return afterPage();
           },
           cancel() {
             subscribers.delete(subscriber);
@@ -1767,7 +1776,7 @@ export function createHub(
               onError(error);
               controller.error(); // broken off: it must not look complete
             }
-            return nextTurn();
+            return afterPage();
           },
         },
         new ByteLengthQueuingStrategy({ highWaterMark: SUBSCRIBER_QUEUE_BYTES }),
