@@ -320,7 +320,8 @@ export function loadDetail(
     const times =
       completedAt !== null
         ? {
-            start: Math.min(at, completedAt),
+            start:
+              run.duration_ms === null ? Math.min(at, completedAt) : completedAt - run.duration_ms,
             end: completedAt,
             isTimed: true,
           }
@@ -521,13 +522,10 @@ function addSpan(state: DashboardState, session: SessionState, span: Span): void
   const known = state.spans.get(span.id);
   if (known !== undefined) {
     // The same call, read again with its end.
-    if (known.kind === "agent" && known.end === null && span.end !== null)
-      Object.assign(known, {
-        start: span.start,
-        end: span.end,
-        hasFailed: span.hasFailed,
-        error: span.error,
-      });
+    if (known.kind === "agent" && known.end === null && span.end !== null) {
+      Object.assign(known, { end: span.end, hasFailed: span.hasFailed, error: span.error });
+      moveStart(session.agents, known, span.start);
+    }
     return;
   }
   state.spans.set(span.id, span);
@@ -577,6 +575,7 @@ function pairAgent(session: SessionState, agent: Span): void {
   }
   if (end === undefined) return;
   agent.end = Math.max(agent.start, end.at);
+  if (end.duration !== null) moveStart(session.agents, agent, agent.end - end.duration);
   agent.isTimed = true;
   agent.hasFailed ||= end.hasFailed;
   agent.error ??= end.error;
@@ -591,6 +590,13 @@ function endWait(wait: Span, { at, requestId }: Answer): void {
 
 function insertByStart(spans: Span[], span: Span): void {
   spans.splice(indexByStart(spans, span.start), 0, span);
+}
+
+/** `span` is in `spans`, and stays in the order of their starts. */
+function moveStart(spans: Span[], span: Span, start: number): void {
+  spans.splice(spans.indexOf(span), 1);
+  span.start = start;
+  insertByStart(spans, span);
 }
 
 /** The index of the first span that starts later; in `spans`, sorted by start. */

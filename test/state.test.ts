@@ -114,6 +114,22 @@ describe("foldEvent", () => {
     expect(isRunning(span, session, NOW + 5_000)).toBeFalse();
   });
 
+  test("a completion's own duration → that long a bar, before the agents that began later", () => {
+    const early = () => event("agent_spawn", NOW, { subagent_type: "a", call_id: "1" });
+    const late = () => event("agent_spawn", NOW + 10, { subagent_type: "b", call_id: "2" });
+    const end = () => event("agent_complete", NOW + 20, { call_id: "2", duration_ms: 5_000 });
+    for (const order of [
+      [early, late, end],
+      [end, late, early],
+    ]) {
+      const session = only(folded(...order.map((make) => make())).sessions.values());
+      expect(session.agents.map((span) => [span.name, span.start, span.end])).toEqual([
+        ["b", NOW + 20 - 5_000, NOW + 20],
+        ["a", NOW, null],
+      ]);
+    }
+  });
+
   test("an agent's own duration or success says that it has ended", () => {
     const state = folded(
       event("agent_spawn", NOW, { subagent_type: "a", duration_ms: 2_000 }),
