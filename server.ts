@@ -2501,7 +2501,6 @@ if (import.meta.main) {
     const config = loadConfig(process.env);
     const log = createLog(config.logLevel);
     const server = startServer(config, { log });
-    log.info(`PAI Observability ${version} on ${server.url}`);
     const exit = async (signal: string) => {
       log.info(`${signal}: stopping`);
       await server.stop();
@@ -2509,6 +2508,7 @@ if (import.meta.main) {
     };
     process.once("SIGINT", exit);
     process.once("SIGTERM", exit);
+    log.info(`PAI Observability ${version} on ${server.url}`); // last: whoever reads it may end it
   } catch (error) {
     if (!(error instanceof StartError)) throw error;
     for (const problem of error.problems) console.error(problem);

@@ -407,6 +407,16 @@ describe("stop", () => {
         expect(statSync(databasePath(dataDir) + suffix).size).toBe(0);
   });
 
+  test("twelve servers, each ended at the moment that it says where it is → exit 0", async () => {
+    const exitCodes = await Promise.all(
+      Array.from({ length: 12 }, async () => {
+        await using server = await spawnServer({ dataDir: tempDir() });
+        return (await server.end("SIGTERM")).exitCode;
+      }),
+    );
+    expect(exitCodes).toEqual(Array(12).fill(0));
+  });
+
   test("with the database locked by another process it still exits 0 within 2 s", async () => {
     const dataDir = await makeDatabase();
     await using server = await spawnServer({ dataDir });
