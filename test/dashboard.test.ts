@@ -11,15 +11,17 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { type PostedEvent, openCodeHooks, sessionEvents } from "./fixtures.ts";
-import { type TestServer, getJson, postEvent, startTestServer, waitFor } from "./helpers.ts";
+import {
+  getJson,
+  hasChromium,
+  isSoak,
+  openBrowser,
+  postEvent,
+  startTestServer,
+  type TestServer,
+  waitFor,
+} from "./helpers.ts";
 
-const BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
-const browser = BROWSERS.map((name) => Bun.which(name)).find((path) => path !== null);
-const mustRun = process.env.CI === "true";
-if (browser === undefined && !mustRun)
-  console.warn(`dashboard.test.ts: skipped, because none of ${BROWSERS.join(", ")} is installed`);
-
-const isSoak = process.env.SOAK === "1";
 /** Only the soak holds the page to its times: by default the machine may be busy with other things. */
 const SLACK = isSoak ? 1 : 4;
 const SECOND_MS = 1_000;
@@ -62,11 +64,7 @@ async function openPage(
   server: { url: string },
   { path = "/", width = 1440, height = 900, scheme = "dark" }: PageOptions = {},
 ): Promise<Page> {
-  const view = new Bun.WebView({
-    width,
-    height,
-    backend: { type: "chrome", url: false, path: browser ?? "", argv: ["--no-sandbox"] },
-  });
+  const view = openBrowser({ width, height });
   await view.navigate("about:blank");
   const problems: string[] = [];
   const listen = (type: `${string}.${string}`, heard: (json: string) => void) =>
@@ -164,7 +162,7 @@ const subscribers = async (server: { url: string }) =>
 
 // ─── Tests ───────────────────────────────────────────────────────────────────
 
-describe.skipIf(browser === undefined && !mustRun)("the dashboard", () => {
+describe.skipIf(!hasChromium)("the dashboard", () => {
   let server: TestServer;
 
   beforeAll(async () => {

@@ -10,33 +10,26 @@ import { join } from "node:path";
 import { EVENT_TYPES } from "../server.ts";
 import { paiPosts, seededRandom, sessionEvents } from "./fixtures.ts";
 import {
+  databasePath,
   getJson,
   isSoak,
-  makeTempDir,
   openStream,
   postBody,
   postEvent,
+  removeTempDirs,
   sendRaw,
   type ServerProcess,
   spawnServer,
   startWriters,
+  tempDir,
   waitFor,
 } from "./helpers.ts";
 
 const MB = 1024 * 1024;
 const HOUR_MS = 3_600_000;
 
-const tempDirs: string[] = [];
-function tempDir(): string {
-  const directory = makeTempDir();
-  tempDirs.push(directory);
-  return directory;
-}
-afterEach(() => {
-  for (const directory of tempDirs.splice(0)) rmSync(directory, { recursive: true, force: true });
-});
+afterEach(removeTempDirs);
 
-const databasePath = (directory: string) => join(directory, "observability.db");
 const fileSize = (path: string) => statSync(path, { throwIfNoEntry: false })?.size ?? 0;
 const eventCount = async (server: { url: string }) =>
   (await getJson<{ events: number }>(server, "/health")).events;

@@ -29,6 +29,21 @@ export function makeTempDir(): string {
   return mkdtempSync(join(tmpdir(), "pai-observability-"));
 }
 
+const tempDirs: string[] = [];
+
+/** One that goes with the test, in a file that says afterEach(removeTempDirs). */
+export function tempDir(): string {
+  const directory = makeTempDir();
+  tempDirs.push(directory);
+  return directory;
+}
+
+export function removeTempDirs(): void {
+  for (const directory of tempDirs.splice(0)) rmSync(directory, { recursive: true, force: true });
+}
+
+export const databasePath = (directory: string) => join(directory, "observability.db");
+
 export interface TestStore extends Store, Disposable {
   dataDir: string;
 }
@@ -409,14 +424,19 @@ const CHROMIUM_NAMES = ["google-chrome-stable", "google-chrome", "chromium-brows
  * the tests run, and fail.
  */
 export const hasChromium =
-  Boolean(process.env.CI) || CHROMIUM_NAMES.some((name) => Bun.which(name) !== null);
+  process.env.CI === "true" || CHROMIUM_NAMES.some((name) => Bun.which(name) !== null);
 if (!hasChromium) console.warn("skipped: the browser tests, for want of Chromium in PATH");
 
-/** A page in real Chromium. */
-export async function openPage(url: string): Promise<Bun.WebView> {
-  const page = new Bun.WebView({
+/** A view in real Chromium. */
+export function openBrowser(options: Bun.WebView.ConstructorOptions = {}): Bun.WebView {
+  return new Bun.WebView({
+    ...options,
     backend: { type: "chrome", url: false, argv: ["--no-sandbox"] },
   });
+}
+
+export async function openPage(url: string): Promise<Bun.WebView> {
+  const page = openBrowser();
   await page.navigate(url);
   return page;
 }

@@ -19,13 +19,15 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { type PostedEvent, seededRandom, sessionEvents } from "./fixtures.ts";
 import {
+  databasePath,
   getJson,
-  makeTempDir,
   openStream,
   postEvent,
+  removeTempDirs,
   runToExit,
   spawnServer,
   startWriters,
+  tempDir,
   waitFor,
 } from "./helpers.ts";
 
@@ -34,17 +36,7 @@ const KILLS = 20;
 /** Within the retention of every start here. */
 const FROM = Date.now() - 3_600_000;
 
-const tempDirs: string[] = [];
-function tempDir(): string {
-  const directory = makeTempDir();
-  tempDirs.push(directory);
-  return directory;
-}
-afterEach(() => {
-  for (const directory of tempDirs.splice(0)) rmSync(directory, { recursive: true, force: true });
-});
-
-const databasePath = (directory: string) => join(directory, "observability.db");
+afterEach(removeTempDirs);
 
 /** A directory with a database of a few hundred pages in it, closed properly. */
 async function makeDatabase(): Promise<string> {

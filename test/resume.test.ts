@@ -9,15 +9,16 @@ import {
   getJson,
   hasChromium,
   isSoak,
-  makeTempDir,
   openPage,
   openStream,
   postEvent,
+  removeTempDirs,
   residentBytes,
   sendRaw,
   spawnServer,
   startTestServer,
   statusOf,
+  tempDir,
   type TestStream,
   waitFor,
 } from "./helpers.ts";
@@ -25,15 +26,7 @@ import {
 const MB = 1024 * 1024;
 const HOUR_MS = 3_600_000;
 
-const tempDirs: string[] = [];
-function tempDir(): string {
-  const directory = makeTempDir();
-  tempDirs.push(directory);
-  return directory;
-}
-afterEach(() => {
-  for (const directory of tempDirs.splice(0)) rmSync(directory, { recursive: true, force: true });
-});
+afterEach(removeTempDirs);
 
 const note = (session_id: string, n: number, timestamp?: number) => ({
   type: "message_user",
