@@ -414,7 +414,7 @@ async function runFanout(port: number, job: FanoutJob): Promise<FanoutResult> {
   };
   let posted = 0;
   let free = POSTERS;
-  let isPosting = true;
+  let isPosting = false;
   const pool = await openPool(
     port,
     POSTERS,
@@ -457,6 +457,7 @@ async function runFanout(port: number, job: FanoutJob): Promise<FanoutResult> {
     at: performance.now(),
     bytes: received.reduce((sum, bytes) => sum + bytes, 0),
   });
+  isPosting = true; // not before all are there: what came earlier would be missing at some
   post();
   await Bun.sleep(WARM_UP_MS);
   const before = snapshot();
