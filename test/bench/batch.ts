@@ -15,7 +15,7 @@ import {
   busyText,
   LOAD,
   ratioAtLeast,
-  runClient,
+  runJob,
   startServer,
 } from "./harness.ts";
 
@@ -35,14 +35,14 @@ export const batch: Benchmark = {
       ROUNDS,
       async () => [bare.insertFor(SECONDS / 2), joined.insertFor(SECONDS / 2)] as const,
       async () => {
-        const { results, ...busy } = await runClient(server, {
+        const { perSecond, ...busy } = await runJob(server, {
           ...LOAD,
           connections: CONNECTIONS,
           sessions: CONNECTIONS,
           eventsPerPost: BATCH_EVENTS,
           seconds: SECONDS,
         });
-        return { perSecond: results[0].perSecond * BATCH_EVENTS, ...busy };
+        return { perSecond: perSecond * BATCH_EVENTS, ...busy };
       },
     );
     const perSecond = measured.map((round) => round.perSecond);

@@ -13,7 +13,7 @@ import {
   alternate,
   type Benchmark,
   busyText,
-  runClient,
+  runJob,
   startFloor,
   startServer,
   under,
@@ -34,14 +34,10 @@ export const delivery: Benchmark = {
   async run(report) {
     await using floor = await startFloor();
     await using server = await startServer();
-    const round = async (process: typeof server, postPath: string) => {
-      const { results, ...busy } = await runClient(process, { ...JOB, postPath });
-      return { ...results[0], ...busy };
-    };
     const { floors, measured } = await alternate(
       ROUNDS,
-      () => round(floor, "/pass-on"),
-      () => round(server, JOB.postPath),
+      () => runJob(floor, { ...JOB, postPath: "/pass-on" }),
+      () => runJob(server, JOB),
     );
     for (const percentile of ["p50", "p99"] as const)
       report.row({

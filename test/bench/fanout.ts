@@ -20,7 +20,7 @@ import {
   median,
   megabytes,
   ratioAtLeast,
-  runClient,
+  runJob,
   startFloor,
   startServer,
 } from "./harness.ts";
@@ -40,14 +40,10 @@ export const fanout: Benchmark = {
   async run(report) {
     await using floor = await startFloor();
     await using server = await startServer();
-    const round = async (process: typeof server, postPath: string) => {
-      const { results, ...busy } = await runClient(process, { ...JOB, postPath });
-      return { ...results[0], ...busy };
-    };
     const { floors, measured } = await alternate(
       ROUNDS,
-      () => round(floor, "/publish"),
-      () => round(server, JOB.postPath),
+      () => runJob(floor, { ...JOB, postPath: "/publish" }),
+      () => runJob(server, JOB),
     );
     report.row({
       what: `${JOB.subscribers} subscribers, batches of ${JOB.eventsPerPost}`,

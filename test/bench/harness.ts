@@ -166,6 +166,12 @@ export async function runClient<Jobs extends Job[]>(
   return JSON.parse(output);
 }
 
+/** One job alone: its result, and how busy both sides were. */
+export async function runJob<J extends Job>(endpoint: Endpoint, job: J) {
+  const { results, ...busy } = await runClient(endpoint, job);
+  return { ...results[0], ...busy };
+}
+
 export const LOAD: LoadJob = {
   kind: "load",
   connections: 1,

@@ -23,6 +23,7 @@ import {
   ratioUnder,
   type Report,
   runClient,
+  runJob,
   startServer,
   timeStart,
   under,
@@ -92,7 +93,7 @@ async function compare(
   report: Report,
 ): Promise<void> {
   const p99 = async (process: Endpoint) =>
-    (await runClient(process, { ...LOAD, get: path, seconds: SECONDS })).results[0].p99;
+    (await runJob(process, { ...LOAD, get: path, seconds: SECONDS })).p99;
   const { floors, measured } = await alternate(
     ROUNDS,
     () => p99(floor),

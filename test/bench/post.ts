@@ -28,7 +28,7 @@ import {
   median,
   ratioAtLeast,
   type Report,
-  runClient,
+  runJob,
   startFloor,
   startServer,
   under,
@@ -63,14 +63,10 @@ async function measure(
   report: Report,
 ): Promise<void> {
   const job = { ...LOAD, connections, sessions, seconds: SECONDS };
-  const load = async (process: Endpoint) => {
-    const { results, ...busy } = await runClient(process, job);
-    return { ...results[0], ...busy };
-  };
   const { floors, measured } = await alternate(
     ROUNDS,
-    () => load(floor),
-    () => load(server),
+    () => runJob(floor, job),
+    () => runJob(server, job),
   );
   const perSecond = measured.map((round) => round.perSecond);
   report.row({
@@ -84,12 +80,11 @@ async function measure(
   report.note(`measured: ${busyText(measured)}; floor: ${busyText(floors)}`);
 
   const half = median(perSecond) / 2;
-  const paced = async (process: Endpoint) =>
-    (await runClient(process, { ...job, perSecond: half })).results[0];
+  const paced = { ...job, perSecond: half };
   const latencies = await alternate(
     ROUNDS,
-    () => paced(floor),
-    () => paced(server),
+    () => runJob(floor, paced),
+    () => runJob(server, paced),
   );
   report.row({
     what: `  p99 at ${Math.round(half)} requests/s`,
@@ -114,14 +109,10 @@ async function measure(
 
 async function measureCrowd(floor: Endpoint, server: Endpoint, report: Report): Promise<void> {
   const job = { ...LOAD, connections: CROWD, sessions: CROWD, perSecond: CROWD, seconds: SECONDS };
-  const crowd = async (process: Endpoint) => {
-    const { results, ...busy } = await runClient(process, job);
-    return { p99: results[0].p99, ...busy };
-  };
   const { floors, measured } = await alternate(
     ROUNDS,
-    () => crowd(floor),
-    () => crowd(server),
+    () => runJob(floor, job),
+    () => runJob(server, job),
   );
   report.row({
     what: `${CROWD.toLocaleString("en")} agents, one event a second each, p99`,

@@ -20,6 +20,7 @@ import {
   median,
   PROBE,
   runClient,
+  runJob,
   startServer,
   under,
 } from "./harness.ts";
@@ -40,7 +41,7 @@ export const resume: Benchmark = {
     await using server = await startServer(directory);
     const { floors, measured } = await alternate(
       ROUNDS,
-      async () => (await runClient(server, { ...PROBE, seconds: 2 })).results[0],
+      () => runJob(server, { ...PROBE, seconds: 2 }),
       () =>
         runClient(
           server,
