@@ -114,7 +114,7 @@ const TOOLS: readonly Tool[] = [
     tool: "grep",
     usual: 180,
     args: (pick) => ({
-      pattern: pick(["retry", "setTimeout", "TODO", "createSession", "invoice_id"]),
+      pattern: pick(["retry", "setTimeout", "deprecated", "createSession", "invoice_id"]),
       path: "src",
     }),
     fails: 0.004,
