@@ -346,6 +346,22 @@ describe("AUTH_TOKEN", () => {
   });
 });
 
+test("the demo posts with the AUTH_TOKEN of its environment, and says why it can't without", async () => {
+  await using own = await startTestServer({ config: { authToken: TOKEN } });
+  const run = async (env: Record<string, string>) => {
+    const { exited, stderr } = Bun.spawn(
+      [process.execPath, "dashboard/demo.ts", "--once", own.url],
+      { cwd: `${import.meta.dir}/..`, env: { PATH: process.env.PATH, ...env }, stderr: "pipe" },
+    );
+    return { exitCode: await exited, errors: await new Response(stderr).text() };
+  };
+  const refused = await run({});
+  expect(refused).toEqual({ exitCode: 1, errors: expect.stringContaining("401") });
+  expect(refused.errors).not.toContain("Is the server running?");
+  expect(await run({ AUTH_TOKEN: TOKEN })).toEqual({ exitCode: 0, errors: "" });
+  expect((await getJson<{ events: number }>(own, "/health")).events).toBeGreaterThan(1_000);
+});
+
 describe.skipIf(!hasChromium)("in Chromium", () => {
   const html = { "Content-Type": "text/html" };
   let attacker: Bun.Server<undefined>;

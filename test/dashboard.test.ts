@@ -365,6 +365,16 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await hasRows(130);
     await waitFor(async () => (await page.text("#feed-older")) === null, "no button");
     expect((await page.texts(".feed-name")).at(-1)).toBe("tool 0");
+    await page.run(`document.querySelector("#feed-scroll").scrollTop = 0`);
+    await post(
+      fresh,
+      Array.from({ length: 60 }, (_, index) => call(`new ${index}`)),
+    );
+    await hasRows(180); // the oldest ten have to make room
+    await waitFor(
+      async () => (await page.text("#feed-older")) === "Load older",
+      "the button again",
+    );
     using few = await openPage(fresh, { path: "/#/?type=session_end" });
     await waitFor(async () => (await few.text("#feed-older")) === null, "no button");
     expect(page.problems).toEqual([]);

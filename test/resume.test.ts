@@ -208,6 +208,37 @@ describe("Last-Event-ID", () => {
   );
 });
 
+describe("from history to live", () => {
+  const headOf = (response: Response) => Number(response.headers.get("Last-Event-ID"));
+
+  test.each(["/api/sessions", "/api/sessions/s1", "/api/events", "/api/analytics/activity"])(
+    "GET %s → with the id of the newest event that is in it",
+    async (path) => {
+      await using server = await startTestServer();
+      for (let n = 0; n < 3; n++) {
+        const { body } = await postEvent(server, note("s1", n));
+        expect(headOf(await fetch(server.url + path))).toBe(body.id ?? 0);
+      }
+    },
+  );
+
+  test("a long session, read while events come → what it hasn't is after its id", async () => {
+    await using server = await startTestServer();
+    const call = { type: "tool_use", session_id: "s1", data: { tool: "bash" } };
+    for (let n = 0; n < 6; n++) await postEvent(server, Array(1_000).fill(call));
+    const reading = Array.from({ length: 3 }, () => fetch(`${server.url}/api/sessions/s1`));
+    for (let n = 0; n < 30; n++) await postEvent(server, call);
+    for (const response of await Promise.all(reading)) {
+      const { tools }: { tools: unknown[] } = await response.json();
+      const after = await getJson<{ events: unknown[] }>(
+        server,
+        `/api/events?sessionId=s1&after=${headOf(response)}`,
+      );
+      expect(tools.length + after.events.length).toBe(6_030);
+    }
+  });
+});
+
 describe("a client that doesn't read", () => {
   const COUNT = isSoak ? 30_000 : 20_000;
   const WARM_UP = 5_000;

@@ -29,7 +29,15 @@ import {
   summaryOf,
   tokensOf,
 } from "../dashboard/state.ts";
-import { formatAge, formatCost, formatCount, formatDuration } from "../dashboard/format.ts";
+import {
+  formatAge,
+  formatCost,
+  formatCount,
+  formatDay,
+  formatDuration,
+  formatTime,
+  formatTimeOrDay,
+} from "../dashboard/format.ts";
 import { EVENT_TYPES, type Session } from "../server.ts";
 import { getJson, postEvent, startTestServer } from "./helpers.ts";
 import { openCodeHooks, seededRandom, sessionEvents, shuffled } from "./fixtures.ts";
@@ -390,7 +398,7 @@ describe("loading", () => {
           subagent_type: "a",
           prompt: null,
           timestamp: row("x").started_at,
-          duration_ms: 9,
+          duration_ms: 5_000,
           child_session_id: null,
           completed_at: new Date(NOW + 9).toISOString(),
           success: true,
@@ -399,6 +407,7 @@ describe("loading", () => {
     );
     expect(headline(state, NOW + 20).runningAgents).toBe(0);
     expect(state.spans.size).toBe(2);
+    expect(state.spans.get(spawn.id)).toMatchObject({ start: NOW - 5_000 + 9, end: NOW + 9 });
   });
 
   test("counts per minute: events up to the head of the answer are in it, later ones are added", () => {
@@ -573,6 +582,11 @@ describe("words", () => {
     [273_600_000, "3 d 4 h"],
   ])("formatDuration %p → %s", (ms, expected) => {
     expect(formatDuration(ms)).toBe(expected);
+  });
+
+  test("a time of the last twelve hours, also of yesterday's; before them the day", () => {
+    expect(formatTimeOrDay(NOW - 11 * HOUR_MS, NOW)).toBe(formatTime(NOW - 11 * HOUR_MS));
+    expect(formatTimeOrDay(NOW - 13 * HOUR_MS, NOW)).toBe(formatDay(NOW - 13 * HOUR_MS));
   });
 
   test("what isn't known is a dash, never 0", () => {

@@ -1,7 +1,7 @@
 /** The log, its folds, and the batch that feeds them: on a real database file, without a server. */
 
 import { Database } from "bun:sqlite";
-import { afterEach, describe, expect, jest, test } from "bun:test";
+import { afterEach, describe, expect, jest, spyOn, test } from "bun:test";
 import { rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import {
@@ -84,6 +84,23 @@ function poison(store: TestStore): Disposable {
 }
 
 describe("append", () => {
+  test("what is acknowledged is on disk: every commit waits for it", () => {
+    const run = spyOn(Database.prototype, "run");
+    using store = openTestStore();
+    const path = join(store.dataDir, "observability.db");
+    const connections: unknown[] = run.mock.contexts;
+    run.mockRestore();
+    const own = connections.filter((db) => db instanceof Database && db.filename === path).at(-1);
+    if (!(own instanceof Database)) throw new Error("the store has no connection");
+    const settings = ["synchronous", "journal_mode", "foreign_keys", "wal_autocheckpoint"];
+    expect(settings.map((name) => own.query(`PRAGMA ${name}`).values()[0]?.[0])).toEqual([
+      2, // FULL
+      "wal",
+      1,
+      1_600,
+    ]);
+  });
+
   test("events of several posts → a receipt for each, with increasing ids", () => {
     using store = openTestStore();
     const posts = [[at(0, "session_start"), at(1, "message_user")], [], [at(2, "session_end")]];

@@ -384,6 +384,28 @@ describe("hub", () => {
     expect(new Set(turnsAtPage).size).toBeGreaterThanOrEqual(5);
   });
 
+  test("two pages of new events in each turn of the event loop → a stream that is behind catches up", async () => {
+    using store = openTestStore();
+    const hub = createHub(store);
+    const expected: number[] = [];
+    const publishPage = () => expected.push(...publish(store, hub, Array(64).fill("s")));
+    for (let page = 0; page < 20; page++) publishPage();
+    let turns = 0;
+    let next = setImmediate(function bring() {
+      if (++turns > 100) return;
+      publishPage();
+      publishPage();
+      next = setImmediate(bring);
+    });
+    const reader = hub.subscribe(null, "0").getReader();
+    const received: number[] = [];
+    do received.push(...idsIn(new TextDecoder().decode((await reader.read()).value)));
+    while (received.at(-1) !== expected.at(-1));
+    clearImmediate(next);
+    expect(turns).toBeLessThan(100);
+    expect(received.filter((id) => id >= (expected[0] ?? 0))).toEqual(expected);
+  });
+
   test("heartbeat → a comment to every live subscriber", async () => {
     using store = openTestStore();
     const hub = createHub(store);
