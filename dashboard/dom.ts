@@ -17,11 +17,11 @@ export function setAttribute(element: Element, name: string, value: string): voi
 }
 
 /** The first element of a <template>, to be cloned for each row. */
-export function templateRow<T extends HTMLElement>(id: string, type: new () => T): () => T {
+export function templateRow(id: string): () => HTMLElement {
   const template = byId(id, HTMLTemplateElement);
   return () => {
     const row = template.content.firstElementChild?.cloneNode(true);
-    if (!(row instanceof type)) throw new Error(`#${id} is empty`);
+    if (!(row instanceof HTMLElement)) throw new Error(`#${id} is empty`);
     return row;
   };
 }
@@ -37,25 +37,35 @@ export function part<T extends HTMLElement>(
   return element;
 }
 
+/** A row of a list: an element, and what writes an item into it. */
+export interface ListRow<T> {
+  root: HTMLElement;
+  update: (item: T) => void;
+}
+
 /**
- * Keeps the children of `container` as one row per item, in order. A row stays with its key; rows
+ * Keeps the children of the element `id` as one row per item, in order. A row stays with its key; rows
  * that are no longer needed are used for new items, so a feed that scrolls by creates none.
+ *
+ * @param create a row from a clone of the <template> `templateId`
  */
-export function createRows<T, R extends { root: HTMLElement }>(
-  container: HTMLElement,
+export function createList<T>(
+  id: string,
+  templateId: string,
   keyOf: (item: T) => string | number,
-  create: () => R,
-  update: (row: R, item: T) => void,
+  create: (root: HTMLElement) => ListRow<T>,
 ): (items: readonly T[]) => void {
-  let rows = new Map<string | number, R>();
+  const container = byId(id, HTMLElement);
+  const clone = templateRow(templateId);
+  let rows = new Map<string | number, ListRow<T>>();
   return (items) => {
-    const next = new Map<string | number, R>();
+    const next = new Map<string | number, ListRow<T>>();
     const wanted = new Set(items.map(keyOf));
     const spare = [...rows].filter(([key]) => !wanted.has(key)).map(([, row]) => row);
     for (const item of items) {
       const key = keyOf(item);
-      const row = rows.get(key) ?? spare.pop() ?? create();
-      update(row, item);
+      const row = rows.get(key) ?? spare.pop() ?? create(clone());
+      row.update(item);
       next.set(key, row);
     }
     for (const row of spare) row.root.remove();
@@ -110,17 +120,100 @@ export function createColors(changed: () => void): (name: `--${string}`) => stri
   };
 }
 
-/** The size of an element as the last layout had it: `clientWidth` would ask for one more. */
-export function createSize(
-  element: Element,
-  changed: () => void,
-): { width: number; height: number } {
-  const size = { width: 0, height: 0 };
+/** A canvas that is drawn anew when its size or the colours change. */
+export function createPicture(
+  id: string,
+  draw: (picture: Picture, width: number, height: number) => void,
+): Picture & { redraw: () => void } {
+  const canvas = byId(id, HTMLCanvasElement);
+  const context = contextOf(canvas);
+  /** As the last layout had it: `clientWidth` would ask for one more. */
+  let [width, height] = [0, 0];
+  const redraw = () => width > 0 && draw(picture, width, height);
+  const picture = { canvas, context, color: createColors(redraw), redraw };
   new ResizeObserver(([entry]) => {
     if (entry === undefined) return;
-    size.width = entry.contentRect.width;
-    size.height = entry.contentRect.height;
-    changed();
-  }).observe(element);
-  return size;
+    ({ width, height } = entry.contentRect);
+    fitCanvas(canvas, context, width, height);
+    redraw();
+  }).observe(canvas);
+  return picture;
+}
+
+export interface Picture {
+  canvas: HTMLCanvasElement;
+  context: CanvasRenderingContext2D;
+  color: (name: `--${string}`) => string;
+}
+
+/** One pressed button in a group; `chosen` hears of each press. */
+export function choose(group: HTMLElement, chosen: (button: HTMLButtonElement) => void): void {
+  const buttons = [...group.querySelectorAll<HTMLButtonElement>("button")];
+  for (const button of buttons)
+    button.addEventListener("click", () => {
+      for (const other of buttons) setAttribute(other, "aria-pressed", String(other === button));
+      chosen(button);
+    });
+}
+
+export interface Sorting<C extends string> {
+  column: C;
+  isAscending: boolean;
+}
+
+/**
+ * The heads of a table in `root` that sort it by their data-column, and show by which it is.
+ *
+ * @param columns the first is sorted by to begin with
+ */
+export function createSorting<C extends string>(
+  root: HTMLElement,
+  columns: readonly [C, ...C[]],
+  changed: () => void,
+): Sorting<C> {
+  const sorting: Sorting<C> = { column: columns[0], isAscending: false };
+  const heads = [...root.querySelectorAll<HTMLElement>("th[data-column]")];
+  const write = () => {
+    const order = sorting.isAscending ? "ascending" : "descending";
+    for (const head of heads)
+      setAttribute(head, "aria-sort", head.dataset.column === sorting.column ? order : "none");
+  };
+  for (const head of heads)
+    head.querySelector("button")?.addEventListener("click", () => {
+      const clicked = columns.find((column) => column === head.dataset.column) ?? columns[0];
+      // Numbers are first wanted large, names from A.
+      sorting.isAscending = clicked === sorting.column ? !sorting.isAscending : clicked === "name";
+      sorting.column = clicked;
+      write();
+      changed();
+    });
+  write();
+  return sorting;
+}
+
+/** How long a button says that it has copied. */
+const CONFIRM_MS = 1_500;
+
+/** Copies `text` for a press of `button`, which says whether it could. */
+export async function confirmCopy(button: HTMLButtonElement, text: Promise<string>): Promise<void> {
+  button.dataset.label ??= button.textContent ?? "";
+  try {
+    await copyText(await text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Can't copy here";
+  }
+  setTimeout(() => (button.textContent = button.dataset.label ?? ""), CONFIRM_MS);
+}
+
+async function copyText(text: string): Promise<void> {
+  // Only secure contexts have a clipboard: localhost is one, another name over http isn't.
+  if (navigator.clipboard !== undefined) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const isCopied = document.execCommand("copy");
+  area.remove();
+  if (!isCopied) throw new Error("no clipboard");
 }

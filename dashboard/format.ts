@@ -102,3 +102,8 @@ function pad(value: number): string {
 export function formatTimeOrDay(ms: number, now: number): string {
   return now - ms < 12 * HOUR_MS ? formatTime(ms) : formatDay(ms);
 }
+
+/** "a · b", of what is known. */
+export function joined(words: readonly (string | null)[], separator = " · "): string {
+  return words.filter((word) => word !== null).join(separator);
+}

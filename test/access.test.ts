@@ -171,6 +171,8 @@ const REQUESTS: [string, string, number][] = [
   ["GET", "/api/events", 200],
   ["GET", "/api/events/stream", 200],
   ["HEAD", "/api/events/stream", 200],
+  ["GET", "/api/spans", 200],
+  ["GET", "/api/overview", 200],
   ["GET", "/api/analytics/tools", 200],
   ["GET", "/api/analytics/agents", 200],
   ["GET", "/api/analytics/activity", 200],

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../package.json";
-import type { AgentRun, Session, ToolCall } from "../server.ts";
+import type { Activity, AgentRun, Session, Span, ToolCall, UsageStats } from "../server.ts";
 import { paiPosts, type PostedEvent, seededRandom, sessionEvents, shuffled } from "./fixtures.ts";
 import {
   getJson,
@@ -492,6 +492,16 @@ describe("GET /api/sessions", () => {
             tokens: { input: 5 },
             cost: 0.02,
           },
+          now: {
+            kind: "wait",
+            name: "permission",
+            text: null,
+            started_at: "2026-01-02T11:55:30.000Z",
+          },
+          cost: { own: 0.02, total: 0.02 },
+          tokens: { own: 5, total: 5 },
+          turn_count: 1,
+          worked_ms: 4 * MINUTE,
         },
       ],
     });
@@ -612,26 +622,31 @@ describe("GET /api/analytics", () => {
   test("/tools → most used first, averages over known durations, null where none is known", async () => {
     await using server = await startAt();
     await postAll(server, USES);
-    expect(await getJson<unknown>(server, "/api/analytics/tools")).toEqual({
-      tools: [
-        {
-          tool: "bash",
-          count: 3,
-          avg_duration_ms: 200,
-          total_duration_ms: 400,
-          max_duration_ms: 300,
-          error_count: 1,
-        },
-        {
-          tool: "read",
-          count: 1,
-          avg_duration_ms: null,
-          total_duration_ms: 0,
-          max_duration_ms: null,
-          error_count: 0,
-        },
-      ],
-    });
+    const { tools } = await getJson<{ tools: UsageStats[] }>(server, "/api/analytics/tools");
+    expect(tools as object[]).toEqual([
+      {
+        tool: "bash",
+        count: 3,
+        avg_duration_ms: 200,
+        total_duration_ms: 400,
+        p50_duration_ms: expect.any(Number),
+        p95_duration_ms: expect.any(Number),
+        waited_ms: 0,
+        error_count: 1,
+      },
+      {
+        tool: "read",
+        count: 1,
+        avg_duration_ms: null,
+        total_duration_ms: 0,
+        p50_duration_ms: null,
+        p95_duration_ms: null,
+        waited_ms: 0,
+        error_count: 0,
+      },
+    ]);
+    expect(tools[0]?.p50_duration_ms).toBeWithin(90, 110);
+    expect(tools[0]?.p95_duration_ms).toBeWithin(270, 330);
   });
 
   test("/agents → most spawned first, with what their completions say", async () => {
@@ -657,6 +672,22 @@ describe("GET /api/analytics", () => {
     );
   });
 
+  test("/activity?before_hours= → that window, which the one from there on goes on", async () => {
+    await using server = await startAt();
+    const minutesAgo = [0, 1, 59, 60, 61, 119, 120, 121];
+    await postAll(
+      server,
+      minutesAgo.map((minutes) => ago(minutes, "message_user")),
+    );
+    const path = "/api/analytics/activity?hours=1";
+    const { activity } = await getJson<{ activity: Activity[] }>(server, `${path}&before_hours=1`);
+    expect(activity.map(({ timestamp }) => timestamp)).toEqual([
+      "2026-01-02T10:00:00.000Z",
+      "2026-01-02T10:01:00.000Z",
+      "2026-01-02T10:59:00.000Z",
+    ]);
+  });
+
   // The clock stands at 12:00:30, so that a window of an hour begins at 11:00:30.
   test.each([
     ["", ["day", "hour", "minute", "now"]],
@@ -668,6 +699,13 @@ describe("GET /api/analytics", () => {
     ["?hours=0.001", ["now"]],
     ["?hours=25", ["all", "day", "hour", "minute", "now"]],
     ["?hours=999999999", ["all", "day", "hour", "minute", "now"]],
+    // Into the past: the windows beside each other have nothing in common, and leave nothing out.
+    ["?hours=1&before_hours=0", ["hour", "minute", "now"]],
+    ["?hours=1&before_hours=1", []],
+    ["?hours=23&before_hours=1", ["day"]],
+    ["?hours=24&before_hours=24", ["all"]],
+    ["?hours=24&before_hours=0.01", ["all", "day", "hour"]],
+    ["?hours=0.5&before_hours=.99", ["hour"]],
   ])("/tools%s → the tools of that window", async (query, expected) => {
     await using server = await startAt();
     await postAll(server, [
@@ -680,6 +718,110 @@ describe("GET /api/analytics", () => {
     const path = `/api/analytics/tools${query}`;
     const { tools } = await getJson<{ tools: { tool: string }[] }>(server, path);
     expect(tools.map(({ tool }) => tool)).toEqual(expected);
+  });
+});
+
+describe("GET /api/spans", () => {
+  const CALLS = [
+    ago(9, "tool_start", { tool: "bash", args: { command: "ls" }, call_id: "c1" }),
+    ago(8, "agent_spawn", { subagent_type: "Engineer", description: "Build it", call_id: "c2" }),
+    ago(7, "tool_use", { tool: "bash", call_id: "c1", outcome: "exit", exit_code: 1 }),
+    { ...ago(6, "model_request", { call_id: "m1", model: "opus" }), session_id: "other" },
+    ago(5, "input_requested", { request_id: "r1", kind: "question", detail: "Really?" }),
+  ];
+
+  const spans = async (server: TestServer, query = "") =>
+    (await getJson<{ spans: Span[] }>(server, `/api/spans${query}`)).spans;
+  const kinds = (found: Span[]) => found.map(({ kind }) => kind);
+
+  test("→ whatever has a beginning and an end, newest first, an event pair as one", async () => {
+    await using server = await startAt();
+    await postAll(server, CALLS);
+    const found = await spans(server);
+    expect(kinds(found)).toEqual(["wait", "model", "agent", "tool"]);
+    expect(found[3]).toEqual({
+      id: expect.any(Number),
+      session_id: "s",
+      kind: "tool",
+      name: "bash",
+      call_id: "c1",
+      started_at: "2026-01-02T11:51:30.000Z",
+      ended_at: "2026-01-02T11:53:30.000Z",
+      duration_ms: 2 * MINUTE,
+      waited_ms: null,
+      outcome: "exit",
+      text: '{"command":"ls"}',
+      error: null,
+      child_session_id: null,
+      tokens: null,
+      cost: null,
+      attributes: { exit_code: 1 },
+    });
+    expect(found[0]).toMatchObject({ name: "question", text: "Really?", ended_at: null });
+  });
+
+  test("?sessionId= and ?open=1 → those of a session, and what runs now", async () => {
+    await using server = await startAt();
+    await postAll(server, CALLS);
+    expect(kinds(await spans(server, "?sessionId=other"))).toEqual(["model"]);
+    expect(kinds(await spans(server, "?open=1"))).toEqual(["wait", "model", "agent"]);
+    expect(kinds(await spans(server, "?sessionId=s&open=1"))).toEqual(["wait", "agent"]);
+    await postEvent(server, ago(1, "session_end"));
+    expect(kinds(await spans(server, "?open=1"))).toEqual(["model"]);
+    expect((await spans(server, "?sessionId=s")).map(({ outcome }) => outcome)).toEqual([
+      "cancelled",
+      "cancelled",
+      "exit",
+    ]);
+  });
+
+  test("?limit=&before= → page by page, each once, until one is empty", async () => {
+    await using server = await startAt();
+    await postAll(server, CALLS);
+    for (const filter of ["", "&sessionId=s"]) {
+      const whole = await spans(server, `?limit=1000${filter}`);
+      const found: Span[] = [];
+      for (;;) {
+        const before = found.length > 0 ? `&before=${found.at(-1)?.id}` : "";
+        const page = await spans(server, `?limit=2${before}${filter}`);
+        if (page.length === 0) break;
+        expect(page.length).toBeLessThanOrEqual(2);
+        found.push(...page);
+      }
+      expect(found).toEqual(whole);
+    }
+  });
+});
+
+describe("GET /api/overview", () => {
+  test("→ what runs, waits and failed, in the last hour a minute at a time", async () => {
+    await using server = await startAt();
+    await postAll(server, [
+      ago(61, "tool_use", { tool: "bash", success: false }), // too long ago
+      ago(9, "agent_spawn", { subagent_type: "Engineer", call_id: "c1" }),
+      ago(8, "agent_spawn", { subagent_type: "Engineer", call_id: "c2" }),
+      ago(7, "agent_complete", { call_id: "c2", success: false }),
+      { ...ago(6, "session_start", { parent_session_id: "s" }), session_id: "child" },
+      { ...ago(5, "input_requested", { request_id: "r1" }), session_id: "child" },
+      { ...ago(5, "session_end"), session_id: "over" },
+    ]);
+    expect(await getJson<unknown>(server, "/api/overview")).toEqual({
+      active_sessions: 1,
+      waiting: 1,
+      running_agents: 1,
+      errors_last_hour: 1,
+      activity: [
+        [9, 1, 0],
+        [8, 1, 0],
+        [7, 1, 1],
+        [6, 1, 0],
+        [5, 2, 0],
+      ].map(([minutesAgo = 0, count, error_count]) => ({
+        timestamp: new Date(NOW - 30_000 - minutesAgo * MINUTE).toISOString(),
+        count,
+        error_count,
+      })),
+    });
   });
 });
 
@@ -792,14 +934,24 @@ describe("query parameters", () => {
 
   const BAD_NUMBERS = ["", "0", "-1", "abc", "NaN", "Infinity", "1e3", "0x10", "1,5", " "];
   const rows = [
-    ["limit", ["/api/sessions", "/api/events"], [...BAD_NUMBERS, "1001", "1.5", "99999999999"]],
+    [
+      "limit",
+      ["/api/sessions", "/api/events", "/api/spans"],
+      [...BAD_NUMBERS, "1001", "1.5", "99999999999"],
+    ],
     [
       "hours",
       ["tools", "agents", "activity"].map((name) => `/api/analytics/${name}`),
       [...BAD_NUMBERS, "0.0", ".", "1.2.3", "9".repeat(400)],
     ],
     ["after", ["/api/events"], ["", "-1", "abc", "1.5", "9".repeat(30)]],
-    ["before", ["/api/events"], ["", "-1", "abc", "1.5", "9".repeat(30)]],
+    [
+      "before_hours",
+      ["tools", "agents", "activity"].map((name) => `/api/analytics/${name}`),
+      [...BAD_NUMBERS.filter((text) => text !== "0"), ".", "1.2.3", "9".repeat(400)],
+    ],
+    ["status", ["/api/sessions"], ["", "open", "Active", "toString"]],
+    ["before", ["/api/events", "/api/spans"], ["", "-1", "abc", "1.5", "9".repeat(30)]],
     ["type", ["/api/events"], ["", "tool.execute", "toString", "__proto__"]],
   ] as const;
   const badRows = rows.flatMap(([name, paths, values]) =>
@@ -825,6 +977,8 @@ describe("methods and routes", () => {
     "/health",
     "/api/sessions",
     "/api/sessions/s",
+    "/api/spans",
+    "/api/overview",
     "/api/events",
     "/api/events/stream",
     "/api/analytics/tools",

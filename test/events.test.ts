@@ -11,11 +11,17 @@ const MINIMAL = {
   session_update: {},
   session_end: {},
   session_error: {},
+  session_compacted: {},
+  turn_start: {},
+  tool_start: { tool: "bash", call_id: "call_1" },
   tool_use: { tool: "bash" },
   agent_spawn: { subagent_type: "Engineer" },
   agent_complete: { call_id: "call_1" },
-  input_requested: {},
-  input_resolved: {},
+  model_request: { call_id: "call_1" },
+  model_response: { call_id: "call_1" },
+  input_requested: { request_id: "request_1" },
+  input_resolved: { request_id: "request_1" },
+  retry: {},
   tool_blocked: {},
   security_block: {},
   security_warn: {},
@@ -98,31 +104,61 @@ describe("types", () => {
 
 describe("fields", () => {
   const LONG = "x".repeat(257);
+  const A_NAME = "a string of 1 to 256 characters; ";
+  const AN_ID = 'a string of 1 to 256 characters, other than "." and ".."; ';
   const ANY_TYPE: Type[] = ["session_start", "tool_use", "rating_explicit"];
   const FACTS: Type[] = ["session_start", "session_update", "session_end"];
   const CALLS: Type[] = ["tool_use", "agent_spawn", "agent_complete"];
+  const MODELS: Type[] = ["model_request", "model_response"];
+  const TIMED: Type[] = [...CALLS, "model_response"];
+  const ENDS: Type[] = [...TIMED, "input_resolved"];
   const INPUTS: Type[] = ["input_requested", "input_resolved"];
 
   /** Types, field, bad values, and what the message says was expected. */
   const BAD: [types: Type[], field: string, values: unknown[], expected: string][] = [
-    [["tool_use"], "tool", [null, undefined, "", 5, {}, LONG], "a string of 1 to 256 characters"],
-    [["agent_spawn"], "subagent_type", [null, undefined, "", 5, LONG], "a string of 1 to 256"],
-    [["agent_complete"], "subagent_type", ["", 5, LONG], "a string of 1 to 256 characters"],
-    [CALLS, "call_id", ["", 5, [], LONG], "a string of 1 to 256 characters"],
-    [CALLS, "duration_ms", [-1, "150", NaN, Infinity, 1e308, {}, true], "a number from 0 to"],
-    [CALLS, "success", ["true", 1, {}], "true or false"],
+    [["tool_start", "tool_use"], "tool", [null, undefined, "", 5, {}, LONG], A_NAME],
+    [["agent_spawn"], "subagent_type", [null, undefined, "", 5, LONG], A_NAME],
+    [["agent_complete"], "subagent_type", ["", 5, LONG], A_NAME],
+    [CALLS, "call_id", ["", 5, [], LONG], A_NAME],
+    [["tool_start", ...MODELS], "call_id", [null, undefined, "", 5, [], LONG], A_NAME],
+    [TIMED, "duration_ms", [-1, "150", NaN, Infinity, 1e308, {}, true], "a number from 0 to"],
+    [["tool_use"], "waited_ms", [-1, "150", Infinity, 1e308], "a number from 0 to"],
+    [["tool_use"], "exit_code", ["1", {}, NaN], "a number"],
+    [["tool_use"], "files", ["a.ts", {}], "an array"],
+    [ENDS, "success", ["true", 1, {}], "true or false"],
+    [ENDS, "outcome", ["fine", "OK", 0, true, {}], "one of ok, failed, exit, denied, cancelled"],
+    [["agent_spawn"], "description", [5, {}], "a string"],
     [["agent_spawn"], "prompt", [5, {}, ["do it"]], "a string"],
-    [["agent_spawn"], "child_session_id", [5, "", LONG], "a string of 1 to 256 characters"],
+    [["agent_spawn", "agent_complete"], "child_session_id", [5, "", LONG], A_NAME],
+    [MODELS, "model", [5, "", { id: "opus" }, LONG], A_NAME],
+    [MODELS, "provider", [5, {}], "a string"],
+    [MODELS, "agent", [5, {}], "a string"],
+    [["model_response"], "first_token_ms", [-1, "5"], "a number from 0 to"],
+    [["model_response"], "tokens", ["300", ["1"], true, Infinity], "a number or an object"],
+    [["model_response"], "cost", ["1", {}, -0.01, NaN, 1e7], "a number of US dollars from 0 to"],
+    [["model_response"], "finish_reason", [5, {}], "a string"],
+    [["model_response"], "context_limit", ["200k", {}], "a number"],
+    [["retry"], "attempt", ["1", {}], "a number"],
+    [["retry"], "message", [5, {}], "a string"],
+    [["retry"], "retry_at", ["soon", "2026-01-01T12:00:00", 0, {}], "ISO 8601 with an offset"],
+    [["turn_start"], "prompt", [5, {}], "a string"],
+    [["turn_start"], "agent", [5, {}], "a string"],
+    [["turn_start"], "model", [5, ["opus"]], "a string or an object"],
     [FACTS, "title", [5, {}, []], "a string"],
     [FACTS, "directory", [5, {}], "a string"],
     [FACTS, "agent", [5, {}], "a string"],
     [FACTS, "model", [5, ["opus"]], "a string or an object"],
-    [FACTS, "parent_session_id", [5, "", LONG], "a string of 1 to 256 characters"],
+    [FACTS, "parent_session_id", [5, "", LONG], A_NAME],
     [FACTS, "tokens", ["300", ["1"], true, Infinity], "a number or an object"],
     [FACTS, "cost", ["0.02", {}, NaN, Infinity], "a number"],
+    [FACTS, "todos", ["none", {}], "an array"],
+    [FACTS, "changes", [5, []], "an object"],
+    [FACTS, "sender", [5, "", LONG], A_NAME],
+    [["session_end"], "reason", [5, {}], "a string"],
     [["session_end"], "duration_seconds", ["300", -1, 1e308], "a number from 0 to"],
-    [INPUTS, "request_id", [5, "", LONG], "a string of 1 to 256 characters"],
+    [INPUTS, "request_id", [null, undefined, "", 5, LONG], A_NAME],
     [INPUTS, "kind", [5, {}], "a string"],
+    [["input_requested"], "call_id", [5, "", LONG], A_NAME],
   ];
   const badRows = BAD.flatMap(([types, field, values, expected]) =>
     types.flatMap((type) => values.map((value) => ({ type, field, value, expected }))),
@@ -136,19 +172,35 @@ describe("fields", () => {
     },
   );
 
-  test.each(ANY_TYPE.flatMap((type) => [null, undefined, "", 5, {}, LONG].map((id) => [type, id])))(
+  const BAD_SESSION_IDS = [null, undefined, "", ".", "..", 5, {}, LONG];
+  test.each(ANY_TYPE.flatMap((type) => BAD_SESSION_IDS.map((id) => [type, id])))(
     "%s with session_id %j → 400",
     (type, session_id) => {
       expect(refusal(() => parseEvent({ type, session_id }, RECEIVED))).toStartWith(
-        "session_id: expected a string of 1 to 256 characters; ",
+        `session_id: expected ${AN_ID}`,
       );
     },
   );
 
-  test.each([[""], [5], [{}], [LONG]])("id %j → 400", (id) => {
+  test.each([[""], ["."], [".."], [true], [{}], [LONG]])("id %j → 400", (id) => {
     expect(refusal(() => parse("session_start", {}, { id }))).toStartWith(
-      "id: expected a string of 1 to 256 characters; got ",
+      `id: expected ${AN_ID}got `,
     );
+  });
+
+  test.each([[0], [-5], [1.5], [2 ** 53], [NaN]])("id %j → 400", (id) => {
+    expect(refusal(() => parse("session_start", {}, { id }))).toStartWith(
+      "id: expected a whole number above 0, as an exported event has it; got ",
+    );
+  });
+
+  test("a numeric id, as a line of the export has → the client's, and known as that of the line", () => {
+    const event = parse("session_start", {}, { id: 1767265200000001 });
+    expect(event).toMatchObject({ client_id: "1767265200000001", exported_id: 1767265200000001 });
+    expect(parse("session_start", {}, { id: "17" })).toMatchObject({
+      client_id: "17",
+      exported_id: null,
+    });
   });
 
   test.each([["text"], [[]], [5], [true]])("data %j → 400", (data) => {
@@ -199,8 +251,10 @@ describe("fields", () => {
       error: "exit code 1",
     };
     const event = parse("tool_use", data, { id: "e1", timestamp: "2026-01-01T11:59:00Z" });
-    expect({ ...event, data: dataOf(event) }).toEqual({
+    const { half, ...row } = event;
+    expect({ ...row, data: dataOf(event) }).toEqual({
       client_id: "e1",
+      exported_id: null,
       session_id: "s",
       type: "tool_use",
       timestamp: RECEIVED - 60_000,
@@ -211,6 +265,7 @@ describe("fields", () => {
       facts: null,
       data,
     });
+    expect(half).toMatchObject({ kind: "tool", side: "end", key: "call_1", outcome: "failed" });
   });
 
   test.each([
@@ -247,6 +302,7 @@ describe("fields", () => {
     ["tool_use", { error: "exit code 1" }, true],
     ["tool_use", { error: null }, false],
     ["tool_use", { error: "" }, false],
+    ["tool_use", { error: false }, false],
     ["tool_use", { success: true, error: "a warning on stderr" }, false],
     ["agent_complete", { success: false }, true],
     ["agent_spawn", { error: { name: "Aborted" } }, true],

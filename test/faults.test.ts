@@ -38,6 +38,8 @@ const GET_ROUTES = [
   "/",
   "/health",
   "/api/sessions",
+  "/api/spans",
+  "/api/overview",
   "/api/events",
   "/api/analytics/tools",
   "/api/analytics/agents",
@@ -458,17 +460,17 @@ describe("another process", () => {
   }, 90_000);
 });
 
-test("shutdown with 100 streams, 10 of them stalled, and posts in flight: exit 0 within 2 s, every acknowledged event there", async () => {
+test("shutdown with 100 streams, 10 of them stalled, a long session that is half read, and posts in flight: exit 0 within 2 s, every acknowledged event there", async () => {
   const dataDir = tempDir();
   await using server = await spawnServer({ dataDir });
-  const open = async (isReading: boolean) => {
+  const open = async (isReading: boolean, path = "/api/events/stream") => {
     const socket = await Bun.connect({
       hostname: "127.0.0.1",
       port: server.port,
       socket: { data() {}, error() {}, close() {} },
     });
     if (!isReading) socket.pause();
-    socket.write("GET /api/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    socket.write(`GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
     return socket;
   };
   const sockets = await Promise.all(Array.from({ length: 100 }, (_, index) => open(index >= 10)));
@@ -487,6 +489,8 @@ test("shutdown with 100 streams, 10 of them stalled, and posts in flight: exit 0
       server,
       Array.from({ length: 90 }, () => event),
     );
+  for (const path of ["/api/sessions/s1", "/api/sessions/s1", "/api/spans?limit=1000"])
+    sockets.push(await open(false, path));
   const writers = startWriters(server, serialEvents("s2"));
   await waitFor(() => writers.acknowledged.size > 50, "posts in flight");
   const { exitCode, ms } = await server.end("SIGTERM");
@@ -498,6 +502,7 @@ test("shutdown with 100 streams, 10 of them stalled, and posts in flight: exit 0
   const stored = storedClientIds(dataDir);
   expect([...writers.acknowledged].filter((id) => !stored.has(id))).toEqual([]);
   expect(writers.refused).toEqual([]);
+  expect(server.output()).not.toMatch(/ warn | error |^ +at /m);
 }, 15_000);
 
 test("damage to the file of a running server: 503, a log line, streams that end and leave nothing behind, exit 0", async () => {
@@ -523,7 +528,15 @@ test("damage to the file of a running server: 503, a log line, streams that end 
   const session = await fetch(`${server.url}/api/sessions/s1`);
   expect(session.status).toBe(503);
   expect(await session.json()).toEqual({ error: expect.stringContaining("database") });
-  for (let n = 0; n < 3; n++) await (await openStream(server, "?lastEventId=0")).ended;
+  for (let n = 0; n < 3; n++) {
+    // Refused, or it ends: the client knows that it hasn't all.
+    const stream = await fetch(`${server.url}/api/events/stream?lastEventId=0`);
+    const text = await stream.text();
+    expect(stream.status).toBeOneOf([200, 503]);
+    if (stream.status === 200) continue;
+    expect(JSON.parse(text)).toEqual({ error: expect.stringContaining("database") });
+    expect(Number(stream.headers.get("retry-after"))).toBeGreaterThan(0);
+  }
   await fetch(`${server.url}/api/events?after=0`, { headers: { Accept: "application/x-ndjson" } })
     .then((response) => response.text())
     .catch(() => "broken off");
@@ -699,7 +712,7 @@ describe("garbage", () => {
       ...Object.keys(EVENT_TYPES).map((type) => ({
         type,
         session_id: "s2",
-        data: { tool: "a", subagent_type: "b" },
+        data: { tool: "a", subagent_type: "b", call_id: "c", request_id: "r" },
       })),
     ];
     const live = await openStream(server);
@@ -817,12 +830,24 @@ const FIELDS = [
   "duration_ms",
   "duration_seconds",
   "success",
+  "outcome",
+  "exit_code",
+  "waited_ms",
+  "files",
   "error",
+  "description",
   "prompt",
+  "detail",
+  "child_session_id",
   "title",
   "tokens",
   "cost",
+  "todos",
+  "changes",
   "model",
+  "first_token_ms",
+  "retry_at",
+  "message",
   "parent_session_id",
   "request_id",
   "__proto__",

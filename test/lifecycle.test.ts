@@ -262,7 +262,8 @@ describe("kill -9", () => {
       await using server = await spawnServer({ dataDir });
       expectSound(dataDir, acknowledged);
       const writers = startWriters(server, () => (again.pop() as Identified) ?? posts.next().value);
-      await Bun.sleep(random() * 60); // the moment, not a wait for something
+      await waitFor(() => writers.acknowledged.size > 8, "some events");
+      await Bun.sleep(random() * 40); // the moment, not a wait for something
       await server.end("SIGKILL");
       await writers.ended;
       expect(writers.refused).toEqual([]);
@@ -306,13 +307,14 @@ function expectSound(dataDir: string, acknowledged: Set<string>): number {
   expect(ids.length).toBe(stored.size);
   expect([...acknowledged].filter((id) => !stored.has(id))).toEqual([]);
   expect(database.query(FOLDED_SESSIONS).all()).toEqual(database.query(SESSIONS_OF_LOG).all());
+  expect(database.query(FOLDED_SPANS).all()).toEqual(database.query(SPANS_OF_LOG).all());
   expect(database.query(FOLDED_USAGE).all()).toEqual(database.query(USAGE_OF_LOG).all());
   return ids.length;
 }
 
 const FOLDED_SESSIONS = `
   SELECT
-    id, started_at, last_event_at, last_activity_at, last_end_at, asked_at, answered_at,
+    id, started_at, last_event_at, last_activity_at, last_end_at,
     event_count, tool_count, agent_count, error_count
   FROM sessions
   ORDER BY id`;
@@ -324,8 +326,6 @@ const SESSIONS_OF_LOG = `
     MAX(timestamp)                                                               AS last_event_at,
     MAX(IIF(type IN ('session_end', 'session_update'), 0, timestamp))            AS last_activity_at,
     MAX(IIF(type = 'session_end', timestamp, 0))                                 AS last_end_at,
-    MAX(IIF(type = 'input_requested', timestamp, 0))                             AS asked_at,
-    MAX(IIF(type = 'input_resolved', timestamp, 0))                              AS answered_at,
     COUNT(*)                                                                     AS event_count,
     SUM(type = 'tool_use')                                                       AS tool_count,
     SUM(type = 'agent_spawn')                                                    AS agent_count,
@@ -334,40 +334,74 @@ const SESSIONS_OF_LOG = `
   GROUP BY session_id
   ORDER BY id`;
 
-const FOLDED_USAGE = `
-  SELECT type, span, start, name, count, timed, total_ms, max_ms, errors
-  FROM usage
-  ORDER BY type, span, start, name`;
+const FOLDED_SPANS = `
+  SELECT session_id, kind, key, started_at, ended_at
+  FROM spans
+  ORDER BY session_id, kind, key`;
 
-/** An agent's time is that of its completion, under the name of its spawn. */
+const SPANS_OF_LOG = `
+  SELECT
+    session_id,
+    CASE
+      WHEN type = 'tool_use' THEN 'tool'
+      WHEN type IN ('agent_spawn', 'agent_complete') THEN 'agent'
+      ELSE 'wait'
+    END                                                                              AS kind,
+    COALESCE(call_id, data ->> 'request_id')                                         AS key,
+    MIN(timestamp - COALESCE(duration_ms, 0))                                        AS started_at,
+    MAX(IIF(type IN ('tool_use', 'agent_complete', 'input_resolved'), timestamp, NULL)) AS ended_at
+  FROM events
+  WHERE type IN ('tool_use', 'agent_spawn', 'agent_complete', 'input_requested', 'input_resolved')
+  GROUP BY session_id, kind, key
+  ORDER BY session_id, kind, key`;
+
+const FOLDED_USAGE = `
+  SELECT kind, period_ms, start, name, count, timed, total_ms, errors
+  FROM usage
+  WHERE count > 0 OR errors > 0
+  ORDER BY kind, period_ms, start, name`;
+
+/** An agent counts once, under the name of its spawn: in the time of its completion, where that is there. */
 const USAGE_OF_LOG = `
-  WITH counted (type, timestamp, name, count, duration_ms, failed) AS (
+  WITH counted (kind, timestamp, name, count, duration_ms, failed) AS (
     SELECT '', timestamp, '', 1, NULL, failed FROM events
     UNION ALL
-    SELECT type, timestamp, name, 1, duration_ms, failed
+    SELECT 'tool', timestamp, name, 1, duration_ms, failed
     FROM events
-    WHERE type IN ('tool_use', 'agent_spawn')
+    WHERE type = 'tool_use'
     UNION ALL
-    SELECT 'agent_spawn', done.timestamp, spawn.name, 0, done.duration_ms, done.failed
+    SELECT
+      'agent',
+      COALESCE(done.timestamp, spawn.timestamp),
+      spawn.name,
+      1,
+      done.duration_ms,
+      COALESCE(done.failed, 0)
+    FROM (SELECT * FROM events WHERE type = 'agent_spawn') AS spawn
+    LEFT JOIN (SELECT * FROM events WHERE type = 'agent_complete') AS done USING (session_id, call_id)
+    UNION ALL
+    -- One whose spawn isn't there, yet, is no agent; its failure is one.
+    SELECT 'agent', timestamp, 'unknown', 0, NULL, 1
     FROM events AS done
-    JOIN events AS spawn USING (session_id, call_id)
-    WHERE done.type = 'agent_complete' AND spawn.type = 'agent_spawn'
+    WHERE type = 'agent_complete' AND failed AND NOT EXISTS (
+      SELECT 1 FROM events
+      WHERE session_id = done.session_id AND call_id = done.call_id AND type = 'agent_spawn'
+    )
   ),
-  spans (span) AS (VALUES (60000), (3600000))
+  periods (period_ms) AS (VALUES (60000), (3600000), (86400000))
   SELECT
-    type,
-    span,
-    timestamp - timestamp % span AS start,
+    kind,
+    period_ms,
+    timestamp - timestamp % period_ms AS start,
     name,
-    SUM(count)                   AS count,
-    COUNT(duration_ms)           AS timed,
-    COALESCE(SUM(duration_ms), 0) AS total_ms,
-    MAX(duration_ms)             AS max_ms,
-    SUM(failed)                  AS errors
+    SUM(count)                        AS count,
+    COUNT(duration_ms)                AS timed,
+    COALESCE(SUM(duration_ms), 0)     AS total_ms,
+    SUM(failed)                       AS errors
   FROM counted
-  JOIN spans ON type <> '' OR span = 60000
-  GROUP BY type, span, start, name
-  ORDER BY type, span, start, name`;
+  JOIN periods ON kind <> '' OR period_ms = 60000
+  GROUP BY kind, period_ms, start, name
+  ORDER BY kind, period_ms, start, name`;
 
 describe("stop", () => {
   test.each(["SIGINT", "SIGTERM"] as const)(

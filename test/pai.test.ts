@@ -56,6 +56,10 @@ describe("captured posts", () => {
       waiting_since: null,
       parent_session_id: null,
       info: { directory: "/home/dev/project", model: "mock" },
+      now: null,
+      cost: { own: null, total: null },
+      tokens: { own: null, total: null },
+      turn_count: 1,
     };
     expect(await getJson<unknown>(server, "/api/sessions")).toEqual({
       sessions: [
@@ -68,6 +72,7 @@ describe("captured posts", () => {
           tool_count: 0,
           agent_count: 0,
           event_count: 3,
+          worked_ms: 240,
         },
         {
           ...common,
@@ -78,6 +83,7 @@ describe("captured posts", () => {
           tool_count: 3,
           agent_count: 1,
           event_count: 17, // 16 posts, one of them a task call, which is an agent too
+          worked_ms: 3_894,
         },
       ],
     });
@@ -98,9 +104,12 @@ describe("captured posts", () => {
       {
         id: expect.any(Number),
         subagent_type: "general",
+        description: null,
         prompt: "Look around the repo and report",
         timestamp: "2026-11-22T11:18:56.041Z",
+        started_at: "2026-11-22T11:18:56.041Z",
         duration_ms: null,
+        outcome: "ok",
         call_id: null,
         child_session_id: null,
         completed_at: null,
@@ -117,7 +126,9 @@ describe("captured posts", () => {
     const unknown = {
       avg_duration_ms: null,
       total_duration_ms: 0,
-      max_duration_ms: null,
+      p50_duration_ms: null,
+      p95_duration_ms: null,
+      waited_ms: 0,
       error_count: 0,
     };
     expect(await getJson<unknown>(server, "/api/analytics/tools?hours=1")).toEqual({
@@ -184,6 +195,8 @@ describe("names", () => {
     ["learning.captured", "learning_captured"],
     ["isc.validated", "isc_validated"],
     ["context.loaded", "context_loaded"],
+    ["session.compacted", "session_compacted"],
+    ["turn.start", "turn_start"],
     ["session_start", "session_start"],
   ])("event_type %s → %s", (event_type, type) => {
     const event = fromPai(event_type, { tool: "bash", reason: "rm -rf", score: 9 });
@@ -214,6 +227,20 @@ describe("names", () => {
 });
 
 describe("fields", () => {
+  test("agent.spawn and agent.complete → one agent, of whatever order they come in", async () => {
+    await using server = await startTestServer({ now: () => RECEIVED });
+    const said = { task_id: "task_1", agent_type: "Engineer" };
+    const post = (event_type: string, timestamp: string, data: object) =>
+      postTo(server, "/events", { session_id: "s", event_type, timestamp, data });
+    await post("agent.complete", "2026-11-22T11:00:05Z", { ...said, success: false });
+    await post("agent.spawn", "2026-11-22T11:00:00Z", said);
+    const { session, agents } = await getJson<Details>(server, "/api/sessions/s");
+    expect(session).toMatchObject({ agent_count: 1, error_count: 1 });
+    expect(agents).toMatchObject([
+      { subagent_type: "Engineer", duration_ms: 5_000, success: false, outcome: "failed" },
+    ]);
+  });
+
   test("tool.execute → tool_use, the preview as its args", () => {
     const event = fromPai("tool.execute", {
       tool: "bash",
@@ -363,6 +390,18 @@ describe("task calls", () => {
     const { implied } = fromPai("tool.execute", { tool: "task", args_preview });
     expect(implied?.name).toBe(type);
     expect(JSON.parse(implied?.data ?? "null")).toMatchObject({ subagent_type: type, prompt });
+  });
+
+  test("a task call that failed → a tool and an agent, but one error", async () => {
+    await using server = await startTestServer({ now: () => RECEIVED });
+    for (const data of [{ call_id: "c" }, {}]) {
+      const task = { tool: "task", success: false, duration_ms: 9, ...data };
+      const post = { session_id: "s", event_type: "tool.execute", data: task };
+      expect((await postTo(server, "/events", post)).status).toBe(201);
+    }
+    expect(await getJson(server, "/api/sessions/s")).toMatchObject({
+      session: { tool_count: 2, agent_count: 2, error_count: 2 },
+    });
   });
 
   test("a batch whose later event is bad → neither the task call nor its agent is stored", async () => {

@@ -3,7 +3,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { createHub, openStore, type TelemetryEvent } from "../server.ts";
+import { createHub, openStore, parseEvent } from "../server.ts";
 import { seededRandom } from "./fixtures.ts";
 import {
   getJson,
@@ -45,6 +45,13 @@ async function storedIds(server: { url: string }, query = ""): Promise<number[]>
   });
   return [...(await response.text()).matchAll(/^\{"id":(\d+)/gm)].map(([, id]) => Number(id));
 }
+
+/** The id from which a stream goes on that begins now. */
+async function headOf(server: { url: string }): Promise<number> {
+  return headIn(await fetch(`${server.url}/api/sessions?limit=1`));
+}
+
+const headIn = (response: Response) => Number(response.headers.get("Last-Event-ID"));
 
 const subscribers = async (server: { url: string }) =>
   (await getJson<{ subscribers: number }>(server, "/health")).subscribers;
@@ -209,18 +216,19 @@ describe("Last-Event-ID", () => {
 });
 
 describe("from history to live", () => {
-  const headOf = (response: Response) => Number(response.headers.get("Last-Event-ID"));
-
-  test.each(["/api/sessions", "/api/sessions/s1", "/api/events", "/api/analytics/activity"])(
-    "GET %s → with the id of the newest event that is in it",
-    async (path) => {
-      await using server = await startTestServer();
-      for (let n = 0; n < 3; n++) {
-        const { body } = await postEvent(server, note("s1", n));
-        expect(headOf(await fetch(server.url + path))).toBe(body.id ?? 0);
-      }
-    },
-  );
+  test.each([
+    "/api/sessions",
+    "/api/sessions/s1",
+    "/api/spans",
+    "/api/events",
+    "/api/analytics/activity",
+  ])("GET %s → with the id of the newest event that is in it", async (path) => {
+    await using server = await startTestServer();
+    for (let n = 0; n < 3; n++) {
+      const { body } = await postEvent(server, note("s1", n));
+      expect(headIn(await fetch(server.url + path))).toBe(body.id ?? 0);
+    }
+  });
 
   test("a long session, read while events come → what it hasn't is after its id", async () => {
     await using server = await startTestServer();
@@ -232,7 +240,7 @@ describe("from history to live", () => {
       const { tools }: { tools: unknown[] } = await response.json();
       const after = await getJson<{ events: unknown[] }>(
         server,
-        `/api/events?sessionId=s1&after=${headOf(response)}`,
+        `/api/events?sessionId=s1&after=${headIn(response)}`,
       );
       expect(tools.length + after.events.length).toBe(6_030);
     }
@@ -361,7 +369,7 @@ describe("subscribers", () => {
 describe("reset", () => {
   /** A frame that says why and from where on, once, and then what is posted from then on. */
   async function expectReset(server: { url: string }, stream: TestStream, reason: RegExp) {
-    const head = (await storedIds(server)).at(-1) ?? 0;
+    const head = await headOf(server);
     const { body } = await postEvent(server, note("s1", 1));
     await waitFor(() => stream.events().length === 2, "the reset and the live event", 2_000);
     const [reset, live] = stream.events();
@@ -440,20 +448,13 @@ describe("reset", () => {
     const dataDir = tempDir();
     const store = openStore(dataDir);
     const hub = createHub(store);
-    const event = (session_id: string, timestamp: number): TelemetryEvent => ({
-      client_id: null,
-      session_id,
-      type: "message_user",
-      timestamp,
-      name: null,
-      call_id: null,
-      duration_ms: null,
-      failed: false,
-      facts: null,
-      data: JSON.stringify({ text: "x".repeat(1_000) }),
-    });
-    const start = store.bounds().head;
-    store.append([Array.from({ length: 1_000 }, () => event("old", 1_000))]);
+    const event = (session_id: string, timestamp: number) =>
+      parseEvent(
+        { type: "message_user", session_id, timestamp, data: { text: "x".repeat(1_000) } },
+        Date.now(),
+      );
+    const start = store.head();
+    store.append([Array.from({ length: 1_000 }, () => event("old", 1_000_000_000))]);
     store.append([[event("new", Date.now())]]);
     const reader = hub.subscribe(null, String(start)).getReader();
     const decoder = new TextDecoder();
@@ -463,15 +464,16 @@ describe("reset", () => {
     };
     while (!text.includes("event: message_user")) await read();
     await store.prune(Date.now() - HOUR_MS);
-    while (!text.includes(`id: ${store.bounds().head}\n`)) await read();
-    hub.publish(store.append([[event("new", Date.now())]]).added);
-    while (!text.includes(`id: ${store.bounds().head}\n`)) await read();
+    while (!text.includes(`id: ${store.head()}\n`)) await read();
+    const { added, changed } = store.append([[event("new", Date.now())]]);
+    hub.publish(added, changed);
+    while (!text.includes(`id: ${store.head()}\n`)) await read();
     const [before = "", after = ""] = text.split(/^id: \d+\nevent: reset$/m);
     const ids = (frames: string) =>
       [...frames.matchAll(/^id: (\d+)\nevent: message_user$/gm)].map(([, id]) => Number(id));
     expect(ids(before)).toEqual(ids(before).map((_, index) => start + 1 + index));
     expect(ids(before).length).toBeLessThan(1_000);
-    expect(ids(after).at(-1)).toBe(store.bounds().head);
+    expect(ids(after).at(-1)).toBe(store.head());
     await reader.cancel();
     store.close();
   });

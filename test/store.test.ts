@@ -15,6 +15,7 @@ import {
   type Store,
   type StoredEvent,
   type ToolCall,
+  type UsageStats,
 } from "../server.ts";
 import { paiPosts, type PostedEvent, seededRandom, sessionEvents, shuffled } from "./fixtures.ts";
 import {
@@ -34,6 +35,8 @@ const HOUR = 60 * MINUTE;
 
 /** The time of the first event in most tests: a whole hour. */
 const START = Date.parse("2026-01-01T12:00:00Z");
+/** When the tests of one session read it: what is open still runs. */
+const NOW = START + 10 * MINUTE;
 /** Later than every event: when they are received. */
 const RECEIVED = Date.parse("2026-12-01T00:00:00Z");
 
@@ -59,8 +62,51 @@ function history(store: Store): StoredEvent[] {
   return store.page(ALL, "oldest first", 100_000, Infinity).events;
 }
 
+function listSessions(store: Store, now = RECEIVED) {
+  return Array.fromAsync(store.listSessions({ status: null, sessionId: null }, 1_000, now));
+}
+
+/** A session with all of its calls; null where there is none. */
+async function detailsOf(store: Store, id = "s", now = NOW) {
+  const found = await store.findSession(id, now);
+  if (found === null) return null;
+  const { session, head } = found;
+  return {
+    session,
+    head,
+    tools: await Array.fromAsync(found.tools),
+    agents: await Array.fromAsync(found.agents),
+  };
+}
+
 async function agentsOf(store: Store): Promise<AgentRun[]> {
-  return (await store.findSession("s", RECEIVED))?.agents ?? [];
+  return (await detailsOf(store))?.agents ?? [];
+}
+
+function usageOf(store: Store, kind: "tool" | "agent", from = START, to = RECEIVED) {
+  return Array.fromAsync(store.usageStats(kind, from, to));
+}
+
+const minuteOf = (time: number) => time - (time % MINUTE);
+
+const eventsPerMinute = (store: Store, from = START) => store.activity(from, RECEIVED);
+
+type Percentiles = Pick<UsageStats, "p50_duration_ms" | "p95_duration_ms">;
+
+/** `rows`, with the percentiles of `exact` where they are within the 10 % that a histogram may be off. */
+function exactWhereNear(rows: UsageStats[], exact: Percentiles[]): UsageStats[] {
+  return rows.map((row, index) => {
+    const nearest = (name: keyof Percentiles) => {
+      const [value, wanted] = [row[name], exact[index]?.[name] ?? null];
+      if (value === null || wanted === null) return value;
+      return Math.abs(value - wanted) <= wanted * 0.1 ? wanted : value;
+    };
+    return {
+      ...row,
+      p50_duration_ms: nearest("p50_duration_ms"),
+      p95_duration_ms: nearest("p95_duration_ms"),
+    };
+  });
 }
 
 /** A second connection to the database: another process, as far as SQLite is concerned. */
@@ -116,22 +162,31 @@ describe("append", () => {
     expect(history(store).map(({ id }) => id)).toEqual(ids);
   });
 
-  test("an id that is known, from before or from the same batch → its first id, nothing new", () => {
+  test("an id that its session knows, from before or from the same batch → its first id, nothing new", async () => {
     using store = openTestStore();
     const event = { ...at(0, "tool_use", { tool: "bash", duration_ms: 10 }), id: "e1" };
     const first = append(store, [event, event]);
     expect(first).toEqual({ ids: [first.ids[0] ?? 0, first.ids[0] ?? 0], stored: 1 });
-    const again = append(store, [{ ...event, session_id: "other" }]);
+    const again = append(store, [{ ...event, timestamp: START + HOUR }]);
     expect(again).toEqual({ ids: [first.ids[0] ?? 0], stored: 0 });
-    expect(store.listSessions(10, RECEIVED)).toMatchObject([{ id: "s", event_count: 1 }]);
-    expect(store.usageStats("tool_use", START)).toMatchObject([
-      { count: 1, total_duration_ms: 10 },
-    ]);
-    expect(store.activity(START)).toMatchObject([{ count: 1 }]);
+    expect(await listSessions(store)).toMatchObject([{ id: "s", event_count: 1 }]);
+    expect(await usageOf(store, "tool")).toMatchObject([{ count: 1, total_duration_ms: 10 }]);
+    expect(eventsPerMinute(store)).toMatchObject([{ count: 1 }]);
     expect(store.size().events).toBe(1);
   });
 
-  test("a refusal by SQLite halfway → nothing of the transaction is there, and it goes on after", () => {
+  test("the same id in another session → another event", async () => {
+    using store = openTestStore();
+    const event = { ...at(0, "tool_use", { tool: "bash" }), id: "e1" };
+    const other = { ...event, session_id: "other" };
+    const { ids, stored } = append(store, [event, other, other, event]);
+    expect(stored).toBe(2);
+    expect(new Set(ids).size).toBe(2);
+    expect(ids.slice(2)).toEqual(ids.slice(0, 2).toReversed());
+    expect(await listSessions(store)).toMatchObject([{ event_count: 1 }, { event_count: 1 }]);
+  });
+
+  test("a refusal by SQLite halfway → nothing of the transaction is there, and it goes on after", async () => {
     using store = openTestStore();
     const batch = [at(0, "session_start"), { ...at(1, "session_start"), session_id: "poison" }];
     {
@@ -139,8 +194,8 @@ describe("append", () => {
       expect(() => append(store, batch)).toThrow("poisoned");
     }
     expect(history(store)).toEqual([]);
-    expect(store.listSessions(10, RECEIVED)).toEqual([]);
-    expect(store.activity(START)).toEqual([]);
+    expect(await listSessions(store)).toEqual([]);
+    expect(eventsPerMinute(store)).toEqual([]);
     expect(store.size().events).toBe(0);
     expect(append(store, batch).stored).toBe(2);
   });
@@ -166,8 +221,6 @@ describe("append", () => {
 });
 
 describe("status", () => {
-  const NOW = START + 10 * MINUTE;
-
   const iso = (minute: number | null) =>
     minute === null ? null : new Date(START + minute * MINUTE).toISOString();
 
@@ -189,30 +242,54 @@ describe("status", () => {
     ["5 session_end, 6 session_update", "completed", 5, null],
     ["5 session_end, 6 message_user, 7 session_end", "completed", 7, null],
     ["7 session_end, 5 session_end", "completed", 7, null],
+    ["-120 session_start, -110 session_end, -40 session_update", "completed", -110, null],
     // Stale after an hour without an event; an end stays an end.
     ["-49.99 session_start", "active", null, null],
     ["-50 session_start", "stale", null, null],
     ["-120 session_start, 9 session_update", "active", null, null],
     ["-120 session_start, -110 session_end", "completed", -110, null],
     ["-120 session_end, -110 tool_use", "stale", null, null],
-    // It waits while the latest question is later than the latest answer and end.
+    // While a call is open, after a day.
+    ["-60 tool_start", "active", null, null],
+    ["-60 agent_spawn", "active", null, null],
+    ["-60 model_request", "active", null, null],
+    ["-60 input_requested", "active", null, -60],
+    ["-1429.99 tool_start", "active", null, null],
+    ["-1430 tool_start", "stale", null, null],
+    ["-1429.99 input_requested", "active", null, -1429.99],
+    ["-1430 input_requested", "stale", null, null],
+    ["-60 tool_start, -50 tool_use", "stale", null, null],
+    ["-70 tool_start, -60 session_end, -50 message_user", "stale", null, null],
+    // It waits since its oldest question that has no answer, and no end after it.
     ["1 input_requested", "active", null, 1],
     ["1 input_requested, 2 tool_use", "active", null, 1],
     ["1 input_requested, 2 input_resolved", "active", null, null],
     ["2 input_resolved, 1 input_requested", "active", null, null],
     ["1 input_requested, 1 input_resolved", "active", null, null],
-    ["1 input_requested, 2 input_resolved, 3 input_requested", "active", null, 3],
-    ["3 input_requested, 1 input_requested", "active", null, 3],
+    ["1 input_requested, 2 input_resolved, 3 input_requested b", "active", null, 3],
+    ["3 input_requested, 1 input_requested", "active", null, 1],
+    ["3 input_requested, 1 input_requested b", "active", null, 1],
+    ["1 input_requested, 2 input_requested b, 3 input_resolved", "active", null, 2],
+    ["1 input_requested, 2 input_requested b, 3 input_resolved b", "active", null, 1],
+    ["3 input_resolved b, 1 input_requested", "active", null, 1],
     ["1 input_requested, 2 session_end", "completed", 2, null],
+    ["1 input_requested, 2 session_end, 3 message_user", "active", null, null],
+    ["1 input_requested, 2 session_end, 3 input_requested b", "active", null, 3],
     ["1 session_end, 2 input_requested", "active", null, 2],
-    ["-60 input_requested", "stale", null, -60],
   ])(
     "%s → at minute 10 %s, ended at %p, waiting since %p",
     async (arriving, status, ended, waiting) => {
       using store = openTestStore();
       const events = arriving.split(", ").map((event) => event.split(" "));
-      for (const [minute, type = ""] of events)
-        append(store, [at(Number(minute), type, { tool: "bash", call_id: "c" })]);
+      for (const [minute, type = "", request_id = "a"] of events)
+        append(store, [
+          at(Number(minute), type, {
+            request_id,
+            tool: "bash",
+            subagent_type: "general",
+            call_id: "c",
+          }),
+        ]);
       const minutes = events.map(([minute]) => Number(minute));
       const expected = {
         status,
@@ -221,12 +298,12 @@ describe("status", () => {
         started_at: iso(Math.min(...minutes)),
         last_event_at: iso(Math.max(...minutes)),
       };
-      expect(store.listSessions(10, NOW)).toMatchObject([expected]);
+      expect(await listSessions(store, NOW)).toMatchObject([expected]);
       expect((await store.findSession("s", NOW))?.session).toMatchObject(expected);
     },
   );
 
-  test("counts → only tool_use as tools, only agent_spawn as agents, failures as errors", () => {
+  test("counts → only tool_use as tools, only agent_spawn as agents, failures as errors", async () => {
     using store = openTestStore();
     append(store, [
       at(0, "tool_use", { tool: "bash" }),
@@ -236,7 +313,7 @@ describe("status", () => {
       at(4, "agent_complete", { subagent_type: "general", error: "aborted" }),
       at(5, "session_error"),
     ]);
-    expect(store.listSessions(10, RECEIVED)).toMatchObject([
+    expect(await listSessions(store)).toMatchObject([
       { tool_count: 2, agent_count: 1, event_count: 6, error_count: 3 },
     ]);
   });
@@ -299,82 +376,97 @@ describe("details", () => {
       }),
       at(1, "tool_use", { tool: "b", args: [1, null], success: true, duration_ms: 0 }),
       at(3, "tool_use", { tool: "d" }),
+      at(4, "tool_start", { tool: "e", args: { path: "/a" }, call_id: "call_2" }),
+      at(5, "tool_start", { tool: "f", args: "make", call_id: "call_3" }),
+      at(6, "tool_use", { tool: "f", outcome: "exit", waited_ms: 9_000, call_id: "call_3" }),
     ]);
-    const nothing = { args: null, duration_ms: null, call_id: null, success: null, error: null };
+    const nothing = {
+      args: null,
+      duration_ms: null,
+      waited_ms: null,
+      call_id: null,
+      success: null,
+      error: null,
+    };
     const minute = (n: number) => new Date(START + n * MINUTE).toISOString();
-    const tools = (await store.findSession("s", RECEIVED))?.tools.map(withoutId);
-    expect(tools).toEqual([
+    /** At once: it has said no duration. */
+    const over = (n: number) =>
+      ({ started_at: minute(n), timestamp: minute(n), outcome: "ok" }) as const;
+    expect((await detailsOf(store))?.tools.map(withoutId)).toEqual([
       {
         ...nothing,
+        ...over(0),
         tool: "a",
-        timestamp: minute(0),
+        started_at: new Date(START - 150).toISOString(),
         args: '{"command":"ls"}',
         duration_ms: 150,
         call_id: "call_1",
       },
+      { ...nothing, ...over(1), tool: "b", args: "[1,null]", duration_ms: 0, success: true },
       {
         ...nothing,
-        tool: "b",
-        timestamp: minute(1),
-        args: "[1,null]",
-        duration_ms: 0,
-        success: true,
-      },
-      {
-        ...nothing,
+        ...over(2),
         tool: "c",
-        timestamp: minute(2),
         args: "ls -l",
+        outcome: "failed",
         success: false,
         error: "exit code 1",
       },
-      { ...nothing, tool: "d", timestamp: minute(3) },
+      { ...nothing, ...over(3), tool: "d" },
+      {
+        ...nothing,
+        tool: "e",
+        started_at: minute(4),
+        timestamp: minute(4), // it runs
+        args: '{"path":"/a"}',
+        call_id: "call_2",
+        outcome: null,
+      },
+      {
+        ...nothing,
+        tool: "f",
+        started_at: minute(5),
+        timestamp: minute(6),
+        args: "make",
+        duration_ms: MINUTE,
+        waited_ms: 9_000,
+        call_id: "call_3",
+        outcome: "exit",
+        success: false,
+      },
     ]);
   });
 
   test("a long session → read in slices: others have their turn, and it is that of the start", async () => {
     using store = openTestStore();
-    const calls = Array.from({ length: 2_200 }, (_, index) =>
-      at(2_200 - index, "tool_use", { tool: `${index}` }),
+    const COUNT = 11_000;
+    const calls = Array.from({ length: COUNT }, (_, index) =>
+      at(COUNT - index, "tool_use", { tool: `${index}` }),
     );
     append(store, calls);
+    const head = store.head();
     let turns = 0;
     let next = setImmediate(function count() {
       if (++turns === 2) append(store, [at(0, "tool_use", { tool: "late" })]);
       next = setImmediate(count);
     });
-    const { head } = store.bounds();
-    const [found, second] = await Promise.all([
-      store.findSession("s", RECEIVED),
-      store.findSession("s", RECEIVED),
-    ]);
+    const found = await Promise.all([detailsOf(store), detailsOf(store)]);
     clearImmediate(next);
     expect(turns).toBeGreaterThanOrEqual(4);
-    expect(found).toMatchObject({ session: { tool_count: 2_200 }, head });
-    expect(second).toMatchObject({ session: { tool_count: 2_201 }, head: head + 1 }); // after it
-    expect(second?.tools).toHaveLength(2_201);
-    expect(found?.tools.map(({ tool }) => Number(tool))).toEqual(
-      calls.map((_, index) => 2_199 - index),
-    );
-  });
-
-  test("a store that is closed while a long session is read → null, no error", async () => {
-    const dataDir = makeTempDir();
-    const store = openStore(dataDir);
-    append(
-      store,
-      Array.from({ length: 1_200 }, (_, index) => at(index, "tool_use", { tool: "bash" })),
-    );
-    const reads = [store.findSession("s", RECEIVED), store.findSession("s", RECEIVED)];
-    await new Promise((resolve) => setImmediate(resolve));
-    store.close();
-    expect(await Promise.all(reads)).toEqual([null, null]);
-    rmSync(dataDir, { recursive: true });
+    for (const session of found) {
+      expect(session).toMatchObject({ session: { tool_count: COUNT }, head });
+      expect(session?.tools.map(({ tool }) => Number(tool))).toEqual(
+        calls.map((_, index) => COUNT - 1 - index),
+      );
+    }
+    const after = await detailsOf(store);
+    expect(after).toMatchObject({ session: { tool_count: COUNT + 1 }, head: head + 1 });
+    expect(after?.tools).toHaveLength(COUNT + 1);
   });
 
   test("an unknown session → null", async () => {
     using store = openTestStore();
-    expect(await store.findSession("s", RECEIVED)).toBeNull();
+    expect(await store.findSession("s", NOW)).toBeNull();
   });
 });
 
@@ -390,9 +482,12 @@ describe("agents", () => {
     expect((await agentsOf(store)).map(withoutId)).toEqual([
       {
         subagent_type: "general",
+        description: null,
         prompt: "Do it",
         timestamp: iso(0),
+        started_at: iso(0),
         duration_ms: null,
+        outcome: null,
         call_id: "c1",
         child_session_id: "child",
         completed_at: null,
@@ -446,14 +541,20 @@ describe("agents", () => {
     ]);
   });
 
-  test("two completions of one call_id, the later first → the earlier ends it", async () => {
-    using store = openTestStore();
-    append(store, [spawn(0, { call_id: "c1" }), end(9, { call_id: "c1" })]);
-    append(store, [end(5, { call_id: "c1" })]);
-    expect(await agentsOf(store)).toMatchObject([
-      { completed_at: iso(5), duration_ms: 5 * MINUTE },
-    ]);
-  });
+  test.each([[[9, 5]], [[5, 9]]])(
+    "two completions of one call_id, at minutes %p → the later ends it",
+    async (minutes) => {
+      using store = openTestStore();
+      append(store, [spawn(0, { call_id: "c1" })]);
+      for (const minute of minutes) append(store, [end(minute, { call_id: "c1" })]);
+      expect(await agentsOf(store)).toMatchObject([
+        { completed_at: iso(9), duration_ms: 9 * MINUTE },
+      ]);
+      expect(await usageOf(store, "agent")).toMatchObject([
+        { count: 1, total_duration_ms: 9 * MINUTE },
+      ]);
+    },
+  );
 
   test("a completion of another session with the same call_id → pairs with nobody here", async () => {
     using store = openTestStore();
@@ -484,23 +585,23 @@ describe("agents", () => {
     using store = openTestStore();
     for (const event of events) append(store, [event]);
     expect(await agentsOf(store)).toMatchObject([{ duration_ms: expected }]);
-    expect(store.usageStats("agent_spawn", START)).toMatchObject([
+    expect(await usageOf(store, "agent")).toMatchObject([
       { name: "general", count: 1, avg_duration_ms: expected, total_duration_ms: expected ?? 0 },
     ]);
   });
 });
 
 describe("any order", () => {
-  const NOW = START + 8 * HOUR;
+  const END = START + 8 * HOUR;
 
   /** Everything that can be read but the ids of events, which tell of the order. */
   async function snapshot(store: Store) {
-    const sessions = store.listSessions(1_000, NOW);
+    const sessions = await listSessions(store, END);
     return {
       sessions,
       details: await Promise.all(
         sessions.map(async ({ id }) => {
-          const found = await store.findSession(id, NOW);
+          const found = await detailsOf(store, id, END);
           return {
             session: found?.session,
             tools: found?.tools.map(withoutId),
@@ -508,11 +609,13 @@ describe("any order", () => {
           };
         }),
       ),
-      usage: [0.25, 1, 7.9, 8, 24].map((hours) => ({
-        tools: store.usageStats("tool_use", NOW - hours * HOUR),
-        agents: store.usageStats("agent_spawn", NOW - hours * HOUR),
-        activity: store.activity(NOW - hours * HOUR),
-      })),
+      usage: await Promise.all(
+        [0.25, 1, 7.9, 8, 24].map(async (hours) => ({
+          tools: await usageOf(store, "tool", END - hours * HOUR),
+          agents: await usageOf(store, "agent", END - hours * HOUR),
+          activity: eventsPerMinute(store, END - hours * HOUR),
+        })),
+      ),
       events: store.size().events,
     };
   }
@@ -572,129 +675,50 @@ describe("any order", () => {
       rmSync(dataDir, { recursive: true, force: true });
     }
   });
-
-  /** Posts `posts` in 15 orders. Rows at the same time have no order of their own. */
-  async function expectSameRows(posts: Post[], random: () => number): Promise<void> {
-    const sorted = async (events: Post[]) => {
-      const rows = await snapshotOf(events, random);
-      const byText = (a: object, b: object) => compare(JSON.stringify(a), JSON.stringify(b));
-      for (const { tools, agents } of rows.details) {
-        tools?.sort(byText);
-        agents?.sort(byText);
-      }
-      return rows;
-    };
-    const expected = await sorted(posts);
-    for (let order = 0; order < 15; order++)
-      expect(await sorted(shuffled(posts, random))).toEqual(expected);
-  }
-
-  test("150 random events at five times, in 15 shuffled orders → the same rows", async () => {
-    const random = seededRandom(150);
-    const posts = Array.from({ length: 150 }, (_, index) => ({
-      id: `e${index}`,
-      type: pick(random, [
-        "session_start",
-        "session_update",
-        "session_end",
-        "tool_use",
-        "input_requested",
-        "input_resolved",
-        "session_error",
-      ]),
-      session_id: pick(random, ["a", "b", "c"]),
-      timestamp: START + pick(random, [0, 1, 2, 3, 4]) * MINUTE,
-      data: {
-        tool: pick(random, ["bash", "read"]),
-        duration_ms: pick(random, [null, 0, 10.4, 2_000]),
-        success: pick(random, [true, false, null]),
-        title: pick(random, ["x", "y", null]),
-        tokens: pick(random, [5, { input: 3 }, null]),
-      },
-    }));
-    await expectSameRows(posts, random);
-  });
-
-  test.each([
-    ["with a call_id each", (pair: number) => `call ${pair}`],
-    ["without a call_id", () => null],
-    ["of which three each share a call_id", (pair: number) => `call ${pair % 10}`],
-  ])("30 agents %s, in 15 shuffled orders → the same rows", async (_, callId) => {
-    const random = seededRandom(30);
-    const posts = Array.from({ length: 30 }, (_, pair) => {
-      const spawnedAt = START + pair * MINUTE;
-      const call_id = callId(pair);
-      const subagent_type = pair % 2 === 0 ? "Engineer" : "general"; // the same within a call
-      return [
-        {
-          id: `spawn ${pair}`,
-          type: "agent_spawn",
-          session_id: "s",
-          timestamp: spawnedAt,
-          data: { call_id, subagent_type, duration_ms: pick(random, [null, null, 7]) },
-        },
-        {
-          id: `end ${pair}`,
-          type: "agent_complete",
-          session_id: "s",
-          timestamp: spawnedAt + Math.round(random() * 9 * MINUTE),
-          data: {
-            call_id,
-            subagent_type: call_id === null ? subagent_type : pick(random, [subagent_type, null]),
-            duration_ms: pick(random, [null, 5_000]),
-            success: pick(random, [true, false]),
-          },
-        },
-      ];
-    }).flat();
-    await expectSameRows(posts, random);
-  });
 });
 
 describe("usage", () => {
-  interface Brute {
-    name: string;
-    count: number;
-    timed: number;
-    total: number;
-    max: number | null;
-    errors: number;
-  }
-
   interface Use {
     name: string;
+    /** Of its end. */
     timestamp: number;
     duration_ms: number | null;
+    waited_ms: number;
     failed: boolean;
   }
 
-  /** What a window from `since` should say, the slow way. */
-  function bruteForce(uses: Use[], since: number) {
-    const byName = new Map<string, Brute>();
-    for (const { name, timestamp, duration_ms, failed } of uses) {
-      if (timestamp < Math.floor(since / MINUTE) * MINUTE) continue;
-      const row = byName.get(name) ?? { name, count: 0, timed: 0, total: 0, max: null, errors: 0 };
-      byName.set(name, row);
-      row.count++;
-      if (failed) row.errors++;
-      if (duration_ms === null) continue;
-      row.timed++;
-      row.total += duration_ms;
-      row.max = Math.max(row.max ?? 0, duration_ms);
-    }
-    return [...byName.values()]
-      .sort((a, b) => b.count - a.count || compare(a.name, b.name))
-      .map(({ name, count, timed, total, max, errors }) => ({
-        name,
-        count,
-        avg_duration_ms: timed === 0 ? null : total / timed,
-        total_duration_ms: total,
-        max_duration_ms: max,
-        error_count: errors,
-      }));
+  /** What the window [from, to) should say, the slow way. */
+  function bruteForce(uses: Use[], from: number, to: number): UsageStats[] {
+    const inWindow = uses.filter(
+      ({ timestamp }) => timestamp >= minuteOf(from) && timestamp < minuteOf(to),
+    );
+    return Object.entries(Object.groupBy(inWindow, ({ name }) => `"${name}"`))
+      .map(([quoted, rows = []]) => {
+        const timed = rows.flatMap(({ duration_ms }) => duration_ms ?? []);
+        const total = timed.reduce((sum, duration) => sum + duration, 0);
+        const active = rows
+          .flatMap(({ duration_ms, waited_ms }) =>
+            duration_ms === null ? [] : Math.max(0, duration_ms - waited_ms),
+          )
+          .sort((a, b) => a - b);
+        const percentile = (share: number) => {
+          return active[Math.ceil(active.length * share) - 1] ?? null;
+        };
+        return {
+          name: String(JSON.parse(quoted)),
+          count: rows.length,
+          avg_duration_ms: timed.length === 0 ? null : total / timed.length,
+          total_duration_ms: total,
+          p50_duration_ms: percentile(0.5),
+          p95_duration_ms: percentile(0.95),
+          waited_ms: rows.reduce((sum, { waited_ms }) => sum + waited_ms, 0),
+          error_count: rows.filter(({ failed }) => failed).length,
+        };
+      })
+      .sort((a, b) => b.count - a.count || compare(a.name, b.name));
   }
 
-  test("4,000 random events in 100 random windows → as counted one by one", () => {
+  test("4,000 random events in 100 random windows → as counted one by one", async () => {
     using store = openTestStore();
     const random = seededRandom(4_000);
     const newest = START + 17 * MINUTE + 31 * SECOND;
@@ -715,19 +739,20 @@ describe("usage", () => {
       ]);
       if (random() < 2 / 3) {
         const name = pick(random, ["bash", "read", "__proto__", "mcp_task", "edit"]);
-        tools.push({ name, timestamp, duration_ms: known, failed });
-        post("tool_use", { tool: name, duration_ms: known, success: !failed });
+        const waited_ms = pick(random, [0, 0, Math.round(random() * 1e6)]);
+        tools.push({ name, timestamp, duration_ms: known, waited_ms, failed });
+        post("tool_use", { tool: name, duration_ms: known, waited_ms, success: !failed });
       } else {
-        // Ends in the minute of its spawn: which of the two its duration belongs to is left open.
         const name = pick(random, ["Engineer", "general", "explore"]);
-        const spawnedAt = timestamp - (timestamp % MINUTE);
-        const took = Math.round(random() * 59_000);
+        const took = Math.round(random() * 2 * HOUR);
+        const spawnedAt = timestamp - took;
         const call_id = `call ${index}`;
         const says = pick(random, ["all", "duration", "nothing"]);
         agents.push({
           name,
-          timestamp: spawnedAt,
+          timestamp,
           duration_ms: says === "nothing" ? took : (known ?? took),
+          waited_ms: 0,
           failed,
         });
         post("agent_spawn", { subagent_type: name, call_id }, spawnedAt);
@@ -739,7 +764,7 @@ describe("usage", () => {
             ...(says === "nothing" ? {} : { duration_ms: known }),
             ...(says === "all" ? { subagent_type: name } : {}),
           },
-          spawnedAt + took,
+          timestamp,
         );
       }
     }
@@ -752,12 +777,18 @@ describe("usage", () => {
     );
     for (let index = 0; index < 93; index++)
       windows.push(newest - Math.round(random() ** 3 * 6 * 24 * HOUR));
-    for (const since of windows) {
-      expect(store.usageStats("tool_use", since)).toEqual(bruteForce(tools, since));
-      expect(store.usageStats("agent_spawn", since)).toEqual(bruteForce(agents, since));
-      const inWindow = ({ timestamp }: PostedEvent) =>
-        Number(timestamp) >= Math.floor(since / MINUTE) * MINUTE;
-      expect(store.activity(since).reduce((sum, { count }) => sum + count, 0)).toBe(
+    for (const [index, from] of windows.entries()) {
+      // Every other window ends now, the rest some time before.
+      const to = index % 2 === 0 ? newest + MINUTE : from + random() * (newest - from);
+      for (const [kind, uses] of [
+        ["tool", tools],
+        ["agent", agents],
+      ] as const) {
+        const expected = bruteForce(uses, from, to);
+        expect(exactWhereNear(await usageOf(store, kind, from, to), expected)).toEqual(expected);
+      }
+      const inWindow = ({ timestamp }: PostedEvent) => Number(timestamp) >= minuteOf(from);
+      expect(eventsPerMinute(store, from).reduce((sum, { count }) => sum + count, 0)).toBe(
         posts.filter(inWindow).length,
       );
     }
@@ -766,26 +797,36 @@ describe("usage", () => {
   test.each([
     ["in the window's first minute, before its second", 29.01, 1],
     ["a minute earlier", 28.99, 0],
-  ])("a tool used %s → counted %s", (_, minute, count) => {
+    ["in the minute before the window's end", 39.99, 1],
+    ["in the minute of the window's end, before its second", 40.01, 0],
+  ])("a tool used %s → counted as it should be", async (_, minute, count) => {
     using store = openTestStore();
     append(store, [at(minute, "tool_use", { tool: "bash" })]);
-    expect(store.usageStats("tool_use", START + 29.5 * MINUTE)).toHaveLength(count);
-    expect(store.activity(START + 29.5 * MINUTE)).toHaveLength(count);
+    const [from, to] = [START + 29.5 * MINUTE, START + 40.5 * MINUTE];
+    expect(await usageOf(store, "tool", from, to)).toHaveLength(count);
   });
 
-  test("durations known of some → the average over those; known of none → null", () => {
+  test("an event in the window's first minute, before its second → counted; a minute earlier → not", () => {
+    using store = openTestStore();
+    append(store, [at(29.01, "message_user"), at(28.99, "message_user")]);
+    expect(eventsPerMinute(store, START + 29.5 * MINUTE)).toMatchObject([{ count: 1 }]);
+  });
+
+  test("durations known of some → the average over those; known of none → null", async () => {
     using store = openTestStore();
     append(store, [
       ...[100, null, 300, null].map((duration_ms) => at(0, "tool_use", { tool: "a", duration_ms })),
       at(0, "tool_use", { tool: "b", success: false }),
     ]);
-    expect(store.usageStats("tool_use", START)).toEqual([
+    const expected = [
       {
         name: "a",
         count: 4,
         avg_duration_ms: 200,
         total_duration_ms: 400,
-        max_duration_ms: 300,
+        p50_duration_ms: 100,
+        p95_duration_ms: 300,
+        waited_ms: 0,
         error_count: 0,
       },
       {
@@ -793,10 +834,46 @@ describe("usage", () => {
         count: 1,
         avg_duration_ms: null,
         total_duration_ms: 0,
-        max_duration_ms: null,
+        p50_duration_ms: null,
+        p95_duration_ms: null,
+        waited_ms: 0,
         error_count: 1,
       },
+    ];
+    expect(exactWhereNear(await usageOf(store, "tool"), expected)).toEqual(expected);
+  });
+
+  test("time that a tool waited for the person → in its average and total, not in how slow it is", async () => {
+    using store = openTestStore();
+    append(store, [
+      at(0, "tool_use", { tool: "a", duration_ms: 60_000, waited_ms: 59_500 }),
+      at(0, "tool_use", { tool: "a", duration_ms: 500 }),
+      at(0, "tool_use", { tool: "a", duration_ms: 500, waited_ms: 700 }), // its clock is another
     ]);
+    const expected = {
+      avg_duration_ms: 61_000 / 3,
+      total_duration_ms: 61_000,
+      p50_duration_ms: 500,
+      p95_duration_ms: 500,
+      waited_ms: 60_200,
+    };
+    const found = exactWhereNear(await usageOf(store, "tool"), [expected]);
+    expect(found).toMatchObject([expected]);
+  });
+
+  test("a tool that runs → counted in the minute of its start, and then in that of its end", async () => {
+    using store = openTestStore();
+    const counts = async () => {
+      const [started, ended] = await Promise.all([
+        usageOf(store, "tool", START, START + MINUTE),
+        usageOf(store, "tool", START + 5 * MINUTE, START + 6 * MINUTE),
+      ]);
+      return [started, ended].map((rows) => rows.map(({ name, count }) => [name, count]));
+    };
+    append(store, [at(0, "tool_start", { tool: "bash", call_id: "c" })]);
+    expect(await counts()).toEqual([[["bash", 1]], []]);
+    append(store, [at(5, "tool_use", { tool: "bash", call_id: "c" })]);
+    expect(await counts()).toEqual([[], [["bash", 1]]]);
   });
 
   test("activity → a row a minute with events of any type, oldest first", () => {
@@ -807,7 +884,7 @@ describe("usage", () => {
       at(0.9, "tool_use", { tool: "bash", success: false }),
       at(2, "session_error"),
     ]);
-    expect(store.activity(START)).toEqual([
+    expect(eventsPerMinute(store)).toEqual([
       { timestamp: "2026-01-01T12:00:00.000Z", count: 2, error_count: 1 },
       { timestamp: "2026-01-01T12:02:00.000Z", count: 2, error_count: 1 },
     ]);
@@ -868,7 +945,7 @@ describe("prune", () => {
     ]);
     const kept = history(store).filter(({ session_id }) => session_id !== "old");
     expect(await store.prune(START - DAY)).toBe(1);
-    const sessions = store.listSessions(10, RECEIVED).map(({ id }) => id);
+    const sessions = (await listSessions(store)).map(({ id }) => id);
     expect(sessions.sort()).toEqual(["new", "resumed"]);
     expect(history(store)).toEqual(kept);
     expect(await store.findSession("old", RECEIVED)).toBeNull();
@@ -877,6 +954,24 @@ describe("prune", () => {
     expect(beside.query("PRAGMA foreign_key_check").all()).toEqual([]);
     expect(beside.query("SELECT 1 FROM usage WHERE start < ?").all(START - 2 * DAY)).toEqual([]);
     beside.close();
+  });
+
+  test("sessions that are each too large for one step → gone for good, each counted once", async () => {
+    using store = openTestStore();
+    const COUNT = 215;
+    const names = ["old-1", "old-2", "old-3"];
+    for (const session_id of names)
+      append(
+        store,
+        Array.from({ length: COUNT }, () => ({
+          ...at(-10, "tool_use", { tool: "bash" }),
+          session_id,
+        })),
+      );
+    append(store, [at(0, "session_start")]);
+    expect(await store.prune(START - MINUTE)).toBe(names.length);
+    expect((await listSessions(store)).map(({ id }) => id)).toEqual(["s"]);
+    expect(store.size().events).toBe(1);
   });
 
   test("a database of mostly old events → its file shrinks", async () => {
@@ -898,8 +993,58 @@ describe("prune", () => {
     expect(before).toBeGreaterThan(3e6);
     await store.prune(START - MINUTE);
     expect(size()).toBeLessThan(before / 3);
-    expect(store.listSessions(10, RECEIVED).map(({ id }) => id)).toEqual(["s"]);
+    expect((await listSessions(store)).map(({ id }) => id)).toEqual(["s"]);
   });
+
+  test.each(["2026-01-01T12:30:30.500Z", "2026-01-01T12:00:00Z", "2026-01-01T00:00:00Z"])(
+    "a limit at %s → figures of a time wholly before it go, others stay and count what they did",
+    async (time) => {
+      using store = openTestStore();
+      const cutoff = Date.parse(time);
+      const used = [-2 * DAY, -DAY, -DAY + MINUTE, -HOUR, -MINUTE, -1, 0, 1, MINUTE, HOUR, DAY].map(
+        (ms) => ({
+          ...at(0, "tool_use", { tool: "bash", duration_ms: 7 }),
+          timestamp: cutoff + ms,
+        }),
+      );
+      append(store, used); // one session, which stays
+      const windows = [0, MINUTE, HOUR].map((ms) => cutoff + ms);
+      const figures = () => Promise.all(windows.map((from) => usageOf(store, "tool", from)));
+      const before = await figures();
+      expect(before.map(([row]) => row?.count)).toEqual([
+        used.filter(({ timestamp }) => Number(timestamp) >= minuteOf(cutoff)).length,
+        3,
+        2,
+      ]);
+
+      expect(await store.prune(cutoff)).toBe(0);
+      expect(await figures()).toEqual(before);
+      using beside = openBeside(store);
+      const rows = beside
+        .query<{ kind: string; period_ms: number; start: number }, []>(
+          "SELECT kind, period_ms, start FROM usage ORDER BY kind, period_ms, start",
+        )
+        .all();
+      const wanted = [
+        ["", MINUTE],
+        ["tool", MINUTE],
+        ["tool", HOUR],
+        ["tool", DAY],
+      ] as const;
+      const starts = (period_ms: number) => [
+        ...new Set(
+          used.map(({ timestamp }) => Number(timestamp) - (Number(timestamp) % period_ms)),
+        ),
+      ];
+      expect(rows).toEqual(
+        wanted.flatMap(([kind, period_ms]) =>
+          starts(period_ms)
+            .filter((start) => start + period_ms > cutoff)
+            .map((start) => ({ kind, period_ms, start })),
+        ),
+      );
+    },
+  );
 
   afterEach(() => {
     jest.useRealTimers();
@@ -948,11 +1093,11 @@ describe("ingest", () => {
         },
       },
       {
-        publish(events) {
+        publish(events, changed) {
           // Committed before it is told: another connection would see it.
           expect(history(store)).toEqual(expect.arrayContaining(events.map(storedPart)));
           published.push(...events);
-          hub.publish(events);
+          hub.publish(events, changed);
         },
       },
       () => RECEIVED,
@@ -1008,6 +1153,25 @@ describe("ingest", () => {
     const outcomes = await Promise.allSettled([submit("a"), submit("b")]);
     expect(outcomes.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
     expect(published).toEqual([]);
+  });
+
+  test("more than may wait for a locked database → 503 at once; when it is stored there is room again", async () => {
+    using store = openTestStore();
+    using beside = openBeside(store);
+    const ingest = createIngest(store, createHub(store), Date.now);
+    const batch = () =>
+      parsePosts(Array.from({ length: 5_000 }, () => ({ type: "message_user", session_id: "s" })));
+    beside.run("BEGIN EXCLUSIVE");
+    const waiting = Array.from({ length: 4 }, () => ingest.submit(batch()));
+    const one = () => ingest.submit(parsePosts([{ type: "message_user", session_id: "s" }]));
+    expect(one).toThrow(
+      expect.objectContaining({ status: 503, headers: { "Retry-After": expect.any(String) } }),
+    );
+    beside.run("ROLLBACK");
+    expect((await Promise.all(waiting)).map(({ stored }) => stored)).toEqual(Array(4).fill(5_000));
+    expect(await one()).toMatchObject({ stored: 1 });
+    expect(await ingest.submit(batch())).toMatchObject({ stored: 5_000 });
+    expect(store.size().events).toBe(25_001);
   });
 
   test("flush → commits what waits, at once", async () => {

@@ -74,7 +74,7 @@ describe("GET /api/events/stream", () => {
     await using server = await startNow();
     const stream = await openStream(server);
     const types = Object.keys(EVENT_TYPES);
-    const data = { tool: "bash", subagent_type: "general", call_id: "c" };
+    const data = { tool: "bash", subagent_type: "general", call_id: "c", request_id: "r" };
     await postEvent(
       server,
       types.map((type) => ({ type, session_id: "s", data })),
@@ -82,6 +82,55 @@ describe("GET /api/events/stream", () => {
     const frames = await stream.waitForEvents(types.length);
     expect(frames.map(({ event }) => event)).toEqual(types);
     stream.close();
+  });
+
+  test("?include=rows → after the frames of a batch, the rows that it changed, as GET has them", async () => {
+    await using server = await startNow();
+    const [plain, all, one] = await Promise.all(
+      ["", "?include=rows", "?include=rows&sessionId=s"].map((query) => openStream(server, query)),
+    );
+    const event = (session_id: string, type: string, data = {}) => ({ session_id, type, data });
+    await postEvent(server, [
+      event("s", "session_start", { parent_session_id: "parent" }),
+      event("parent", "session_start"),
+      event("s", "tool_start", { tool: "bash", call_id: "c" }),
+    ]);
+    const frames = (await all?.waitForEvents(6)) ?? [];
+    expect(frames.slice(0, 3)).toEqual((await plain?.waitForEvents(3)) ?? []);
+    const rows = frames.slice(3);
+    expect(rows.map(({ id, event }) => [id, event])).toEqual([
+      [undefined, "session"],
+      [undefined, "session"],
+      [undefined, "span"],
+    ]);
+    const { sessions } = await getJson<{ sessions: { id: string }[] }>(server, "/api/sessions");
+    const { spans } = await getJson<{ spans: object[] }>(server, "/api/spans");
+    const sent: object[] = rows.map((frame) => parsed(frame));
+    expect(sent.toSorted(byText)).toEqual([...sessions, ...spans].toSorted(byText));
+
+    const own = (await one?.waitForEvents(4)) ?? [];
+    expect(own.map(({ event }) => event)).toEqual([
+      "session_start",
+      "tool_start",
+      "session",
+      "span",
+    ]);
+    for (const stream of [plain, all, one]) stream?.close();
+  });
+
+  test("?include=rows → the session row again when time alone has made it stale", async () => {
+    let now = NOW;
+    jest.useFakeTimers(); // the interval of the server runs on them
+    await using server = await startTestServer({ now: () => now });
+    await postEvent(server, { type: "session_start", session_id: "s" });
+    const chunks = readChunks(await fetch(`${server.url}/api/events/stream?include=rows`));
+    await chunks.next();
+    now += 3_600_000;
+    jest.advanceTimersByTime(5_000);
+    const text = await chunks.next();
+    jest.useRealTimers();
+    expect(text).toStartWith("event: session\ndata: {");
+    expect(JSON.parse(text.split("data: ")[1] ?? "")).toMatchObject({ id: "s", status: "stale" });
   });
 
   test("a session_end → duration_seconds since the earliest event, though that arrived later", async () => {
@@ -278,8 +327,8 @@ describe("hub", () => {
     const events = sessions.map((session_id) =>
       parseEvent({ type: "message_user", session_id, data: { text: "x".repeat(1_000) } }, NOW),
     );
-    const { added } = store.append([events]);
-    hub.publish(added);
+    const { added, changed } = store.append([events]);
+    hub.publish(added, changed);
     return added.map(({ id }) => id);
   }
 
@@ -367,7 +416,7 @@ describe("hub", () => {
     using store = openTestStore();
     const hub = createHub(store);
     for (let page = 0; page < 20; page++) publish(store, hub, Array(64).fill("s"));
-    const { head } = store.bounds();
+    const head = store.head();
     let turns = 0;
     let next = setImmediate(function count() {
       turns++;
@@ -423,6 +472,21 @@ describe("hub", () => {
     expect((await readAll(text)).length).toBeLessThan(70_000);
   });
 
+  test("a log that can't be read → the stream ends, the error is told, no subscriber is left", async () => {
+    const store = openTestStore();
+    const errors: unknown[] = [];
+    const hub = createHub(store, (error) => errors.push(error));
+    for (let page = 0; page < 20; page++) publish(store, hub, Array(64).fill("s"));
+    const reader = hub.subscribe(null, "0").getReader();
+    await reader.read(); // the first block; the log is read as it is taken
+    expect(hub.size).toBe(1);
+    store[Symbol.dispose]();
+    let isDone = false;
+    while (!isDone) isDone = (await reader.read()).done;
+    expect(errors).toHaveLength(1);
+    expect(hub.size).toBe(0);
+  });
+
   test("a subscriber that cancels → is counted no more, and gets nothing", async () => {
     using store = openTestStore();
     const hub = createHub(store);
@@ -445,6 +509,10 @@ describe("hub", () => {
     expect((await reader.read()).done).toBe(true);
   });
 });
+
+function byText(a: object, b: object): number {
+  return JSON.stringify(a) < JSON.stringify(b) ? -1 : 1;
+}
 
 /** The chunks of a response as text, one for each `next`. */
 function readChunks(response: Response): { next: () => Promise<string> } {

@@ -38,7 +38,7 @@ export function serialText(serial: number): string {
   return String(serial).padStart(SERIAL_CHARS, "0");
 }
 
-/** A tool call; its id ends in `serial`, eight characters that make it unique within `prefix`. */
+/** A tool call; its id and its call_id end in `serial`, eight characters that make them unique within `prefix`. */
 export function toolUse(
   session_id: string,
   prefix: string,
@@ -55,7 +55,7 @@ export function toolUse(
       tool: pick(TOOLS, random),
       args: pick(ARGS, random),
       duration_ms: Math.round(random() * 2_000),
-      call_id: `call_${Math.floor(random() * 1e9)}`,
+      call_id: `call_${prefix}_${serial}`,
       success: random() > 0.05,
     },
   };

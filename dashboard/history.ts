@@ -1,0 +1,103 @@
+/** What the feed shows: the latest events, held or not, and older ones, asked for page by page. */
+
+import { getEvents } from "./api.ts";
+import { type FeedFilter, type TelemetryEvent, matchesFilter } from "./events.ts";
+import { type Rows, hasFailed, takeMarks } from "./rows.ts";
+
+/** A feed with fewer is filled from the server at once: about a screen. */
+const FULL_FEED_EVENTS = 50;
+/** Older events that "Load older" keeps. */
+const MAX_OLDER_EVENTS = 5_000;
+
+export interface HistoryOptions {
+  rows: () => Rows;
+  /** As it is set; on a session's page the feed is its own. */
+  filter: () => FeedFilter;
+  /** An event is here, but not its session. */
+  seekSession: (id: string) => void;
+}
+
+export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
+  /** What the feed held when it was held; null: it moves. */
+  let held: { events: readonly TelemetryEvent[]; head: number } | null = null;
+  /** Older than what is in the rows, for the filter as it is; newest first. */
+  let older: TelemetryEvent[] = [];
+  let isOlderDone = false;
+
+  const isMatch = (event: TelemetryEvent, wanted: FeedFilter) =>
+    matchesFilter(event, wanted, (tested) => hasFailed(rows(), tested));
+
+  /** Of what is here, what the filter lets through: newest first, at most `limit`. */
+  function found(limit: number): TelemetryEvent[] {
+    const wanted = filter();
+    const { sessions, feed } = rows();
+    const latest = held?.events ?? feed;
+    const first = latest[0]?.id ?? Infinity;
+    const events: TelemetryEvent[] = [];
+    const add = (event: TelemetryEvent) => {
+      if (!isMatch(event, wanted)) return;
+      // Not before its session is known; that of a deleted one never is.
+      if (sessions.has(event.session_id)) events.push(event);
+      else seekSession(event.session_id);
+    };
+    for (let index = latest.length - 1; index >= 0 && events.length < limit; index--) {
+      const event = latest[index];
+      if (event !== undefined) add(event);
+    }
+    for (const event of older) {
+      if (events.length >= limit) break;
+      if (event.id < first) add(event);
+    }
+    return events;
+  }
+
+  async function loadPage(): Promise<void> {
+    const wanted = filter();
+    const { feed, head } = rows();
+    const page = await getEvents({
+      before: older.at(-1)?.id ?? feed[0]?.id ?? head + 1,
+      type: wanted.type === "failed" ? null : wanted.type,
+      sessionId: wanted.sessionId,
+    });
+    if (JSON.stringify(wanted) !== JSON.stringify(filter())) return;
+    older = [...older, ...page];
+    isOlderDone = page.length === 0;
+    takeMarks(rows(), page);
+  }
+
+  return {
+    /** The filter is another, or the rows are. */
+    reset(): void {
+      held = null;
+      older = [];
+      isOlderDone = false;
+    },
+    /** @param isHeld nothing is to move: newer events are counted */
+    page(limit: number, isHeld: boolean) {
+      const { feed, head, sessions } = rows();
+      if (!isHeld) held = null;
+      else held ??= { events: feed.slice(), head };
+      const events = found(limit + 1);
+      const since = held?.head ?? Infinity;
+      const wanted = filter();
+      const isNewer = (event: TelemetryEvent) =>
+        event.id > since && sessions.has(event.session_id) && isMatch(event, wanted);
+      return {
+        events: events.slice(0, limit),
+        hasOlder: events.length > limit || (!isOlderDone && older.length < MAX_OLDER_EVENTS),
+        waiting: { count: feed.filter(isNewer).length, isMore: (feed[0]?.id ?? 0) > since },
+      };
+    },
+    /** Where what is here isn't enough for `limit` lines, loads a page. */
+    async loadOlder(limit: number): Promise<void> {
+      if (found(limit).length < limit && older.length < MAX_OLDER_EVENTS) await loadPage();
+    },
+    /** What is here of all sessions may hold little of a narrow filter; of none, it may be all. */
+    async fill(): Promise<void> {
+      const { sessionId, type, tool, text } = filter();
+      const isNarrow = sessionId !== null || (type !== null && type !== "failed");
+      const isNone = sessionId === null && type === null && tool === "" && text === "";
+      if (isNarrow || isNone) await this.loadOlder(FULL_FEED_EVENTS);
+    },
+  };
+}

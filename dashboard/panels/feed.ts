@@ -1,0 +1,220 @@
+/** The live feed: events as they come, newest first, filtered, held and opened. */
+
+import { sessionHref } from "../address.ts";
+import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
+import {
+  EVENT_LABELS,
+  EVENT_TYPES,
+  type FeedFilter,
+  type TelemetryEvent,
+  asText,
+  durationOf,
+  isEventType,
+  oneLine,
+  prettyJson,
+  summaryOf,
+  toolFamily,
+} from "../events.ts";
+import { UNKNOWN, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
+import { type Rows, type SessionEntry, hasFailed, labelOf, shortId } from "../rows.ts";
+import { PAGE_ROWS } from "./sessions.ts";
+
+/** Scrolled further than this, the feed stays where it is. */
+const HELD_PX = 8;
+/** Names that the field of the tool offers: a list of thousands would stop the page. */
+const MAX_OFFERED_NAMES = 500;
+
+export interface FeedOptions {
+  filterChanged: (filter: FeedFilter) => void;
+  loadOlder: () => void;
+  changed: () => void;
+}
+
+interface Item {
+  event: TelemetryEvent;
+  failed: boolean;
+  label: string;
+  isExpanded: boolean;
+  now: number;
+}
+
+export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
+  const scroll = byId("feed-scroll", HTMLDivElement);
+  const note = byId("feed-note", HTMLSpanElement);
+  const pause = byId("feed-pause", HTMLButtonElement);
+  const type = byId("feed-type", HTMLSelectElement);
+  const tool = byId("feed-tool", HTMLInputElement);
+  const session = byId("feed-session", HTMLSelectElement);
+  const text = byId("feed-text", HTMLInputElement);
+  const empty = byId("feed-empty", HTMLParagraphElement);
+  const older = byId("feed-older", HTMLButtonElement);
+  const toolNames = byId("tool-names", HTMLDataListElement);
+  const expanded = new Set<number>();
+  let isPaused = false;
+  let limit = PAGE_ROWS;
+  let offered = "";
+  /** As of the last scroll event: reading it from the element would ask for a layout. */
+  let scrollTop = 0;
+
+  const toggle = (id: number) => {
+    if (!expanded.delete(id)) expanded.add(id);
+    changed();
+  };
+  const showItems = createList<Item>(
+    "feed-list",
+    "feed-row",
+    ({ event }) => event.id,
+    (root) => createRow(root, toggle),
+  );
+  for (const eventType of EVENT_TYPES) type.append(new Option(EVENT_LABELS[eventType], eventType));
+  for (const control of [type, tool, session, text])
+    control.addEventListener("input", () =>
+      filterChanged({
+        type: type.value === "failed" || isEventType(type.value) ? type.value : null,
+        tool: tool.value.trim(),
+        sessionId: session.value || null,
+        text: text.value.trim(),
+      }),
+    );
+  byId("feed-filter", HTMLFormElement).addEventListener("submit", (event) =>
+    event.preventDefault(),
+  );
+  pause.addEventListener("click", () => {
+    isPaused = !isPaused;
+    if (!isPaused) scroll.scrollTop = 0;
+    changed();
+  });
+  scroll.addEventListener(
+    "scroll",
+    () => {
+      const wasHeld = scrollTop > HELD_PX;
+      scrollTop = scroll.scrollTop;
+      if (wasHeld !== scrollTop > HELD_PX) changed();
+    },
+    { passive: true },
+  );
+  older.addEventListener("click", () => {
+    limit += PAGE_ROWS;
+    loadOlder();
+  });
+
+  return {
+    /** Nothing moves while the person has paused it, or reads further down. */
+    isHeld: () => isPaused || scrollTop > HELD_PX,
+    limit: () => limit,
+    /** Puts `filter` into the controls. @param sessions to choose from */
+    showFilter(
+      filter: FeedFilter,
+      sessions: readonly SessionEntry[],
+      isSessionPage: boolean,
+    ): void {
+      limit = PAGE_ROWS;
+      type.value = filter.type ?? "";
+      if (tool.value.trim() !== filter.tool) tool.value = filter.tool;
+      if (text.value.trim() !== filter.text) text.value = filter.text;
+      session.hidden = isSessionPage;
+      session.replaceChildren(
+        ...[...session.options].slice(0, 1),
+        ...sessions.map((entry) => new Option(labelOf(entry), entry.row.id)),
+      );
+      const { sessionId } = filter;
+      if (sessionId !== null && sessions.every(({ row }) => row.id !== sessionId))
+        session.append(new Option(shortId(sessionId), sessionId));
+      session.value = sessionId ?? "";
+    },
+    /** @param names most used first */
+    offerToolNames(names: readonly string[]): void {
+      const next = names.slice(0, MAX_OFFERED_NAMES).sort();
+      if (next.join("\n") === offered) return;
+      offered = next.join("\n");
+      toolNames.replaceChildren(...next.map((name) => new Option(name, name)));
+    },
+    /**
+     * @param events newest first
+     * @param waiting how many newer ones there are, and whether there may be more
+     */
+    show(
+      rows: Rows,
+      events: readonly TelemetryEvent[],
+      waiting: { count: number; isMore: boolean },
+      hasOlder: boolean,
+      now: number,
+    ): void {
+      showItems(
+        events.map((event) => {
+          const owner = rows.sessions.get(event.session_id);
+          const label = owner === undefined ? shortId(event.session_id) : labelOf(owner);
+          const failed = hasFailed(rows, event);
+          return { event, failed, label, isExpanded: expanded.has(event.id), now };
+        }),
+      );
+      setAttribute(pause, "aria-pressed", String(isPaused));
+      setText(pause, isPaused ? "Resume" : "Pause");
+      const count = `${formatCount(waiting.count)}${waiting.isMore ? "+" : ""}`;
+      setText(note, waiting.count > 0 ? `${count} new` : isPaused ? "Paused" : "");
+      empty.hidden = events.length > 0;
+      older.hidden = !hasOlder;
+    },
+  };
+}
+
+function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Item> {
+  const time = part(root, "time", HTMLTimeElement);
+  const what = part(root, ".feed-what", HTMLButtonElement);
+  const key = part(root, ".key", HTMLElement);
+  const name = part(root, ".feed-name", HTMLElement);
+  const summary = part(root, ".feed-summary", HTMLElement);
+  const length = part(root, ".feed-duration", HTMLElement);
+  const session = part(root, ".feed-session", HTMLAnchorElement);
+  let detail: HTMLPreElement | null = null;
+  /** What it shows: an event never changes, so most rows are never written twice. */
+  let shown: TelemetryEvent | null = null;
+  what.addEventListener("click", () => shown && toggle(shown.id));
+
+  function showEvent(event: TelemetryEvent, now: number): void {
+    shown = event;
+    time.dateTime = new Date(event.at).toISOString();
+    setText(time, formatTimeOrDay(event.at, now));
+    setAttribute(time, "title", formatMoment(event.at, now));
+    setText(name, nameOf(event));
+    setText(summary, oneLine(summaryOf(event) ?? ""));
+    const duration = durationOf(event);
+    setText(length, duration === null ? "" : formatDuration(duration));
+    setAttribute(session, "href", sessionHref(event.session_id));
+  }
+
+  return {
+    root,
+    update({ event, failed, label, isExpanded, now }) {
+      const isOther = shown?.id !== event.id;
+      if (isOther) showEvent(event, now);
+      setText(session, label);
+      setAttribute(root, "data-failed", String(failed));
+      setAttribute(key, "class", `key key-${failed ? "failed" : keyOf(event)}`);
+      setAttribute(what, "aria-expanded", String(isExpanded));
+      if (detail !== null && (isOther || !isExpanded)) {
+        detail.remove();
+        detail = null;
+      }
+      if (!isExpanded || detail !== null) return;
+      detail = document.createElement("pre");
+      detail.tabIndex = 0;
+      detail.textContent = prettyJson(event.fields);
+      root.append(detail);
+    },
+  };
+}
+
+function keyOf({ type, fields }: TelemetryEvent): string {
+  if (type === "tool_use" || type === "tool_start") return toolFamily(asText(fields.tool) ?? "");
+  if (type === "agent_spawn" || type === "agent_complete") return "agent";
+  if (type === "model_request" || type === "model_response") return "model";
+  return type === "input_requested" ? "wait" : "note";
+}
+
+function nameOf({ type, fields }: TelemetryEvent): string {
+  if (type === "tool_use" || type === "tool_start") return asText(fields.tool) ?? UNKNOWN;
+  if (type === "agent_spawn" || type === "agent_complete")
+    return asText(fields.subagent_type) ?? "agent";
+  return EVENT_LABELS[type];
+}

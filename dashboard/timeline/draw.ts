@@ -1,0 +1,365 @@
+/**
+ * The timeline's two canvases. What is drawn where comes from layout.ts; what is told by colour has a
+ * shape too (see the legend).
+ */
+
+import { contextOf } from "../dom.ts";
+import { argsSummary, toolFamily } from "../events.ts";
+import { formatDay, formatMinute, formatMoment, formatTime } from "../format.ts";
+import { isFailedSpan, isMoment } from "../rows.ts";
+import {
+  type Bar,
+  type Lane,
+  type View,
+  MINUTE_MS,
+  SECOND_MS,
+  barsOf,
+  clamp,
+  groundOf,
+  laneHeight,
+  ticksOf,
+  toMs,
+  toX,
+} from "./layout.ts";
+
+export const AXIS_PX = 26;
+/** Lower bars have no room for a name. */
+const MIN_TEXT_PX = 11;
+
+type Color = (name: `--${string}`) => string;
+
+/** What a picture shows. */
+export interface Scene {
+  view: View;
+  lanes: readonly Lane[];
+  /** Where each lane begins, unscrolled. */
+  tops: readonly number[];
+  /** Calls before this time are at the server, but not here; 0: all are here. */
+  coveredFrom: number;
+  selectedId: number | null;
+  hoveredId: number | null;
+  /** Where the pointer is; null: it isn't on the canvas. */
+  pointerX: number | null;
+}
+
+/** A canvas to draw on, as wide as the window. */
+interface Brush {
+  context: CanvasRenderingContext2D;
+  view: View;
+  color: Color;
+  /** Over what failed, and of a wait. */
+  failedHatch: CanvasPattern | null;
+  waitHatch: CanvasPattern | null;
+}
+
+export function createPainter(
+  context: CanvasRenderingContext2D,
+  axis: CanvasRenderingContext2D,
+  color: Color,
+) {
+  let failedHatch: CanvasPattern | null;
+  let waitHatch: CanvasPattern | null;
+  const readColors = () => {
+    failedHatch = hatch(context, "rgba(0, 0, 0, 0.42)", null);
+    waitHatch = hatch(context, color("--wait"), color("--wait-soft"));
+  };
+  readColors();
+  return {
+    /** The colours are others. */
+    readColors,
+    /** Draws, and says what it has drawn where. */
+    draw(scene: Scene): Bar[] {
+      const { view } = scene;
+      const brush: Brush = { context, view, color, failedHatch, waitHatch };
+      const offset = new Date(view.end).getTimezoneOffset() * MINUTE_MS;
+      const ticks = ticksOf(view, offset);
+      context.clearRect(0, 0, view.width, view.height);
+      context.fillStyle = color("--grid");
+      for (const tick of ticks) context.fillRect(Math.round(toX(view, tick.at)), 0, 1, view.height);
+      drawUncovered(brush, scene.coveredFrom);
+      const drawn: Bar[] = [];
+      for (const [index, lane] of scene.lanes.entries()) {
+        const top = (scene.tops[index] ?? 0) - view.scrollTop;
+        if (top + laneHeight(lane, view.isNarrow) < 0 || top > view.height) continue;
+        drawGround(brush, lane, top);
+        const bars = barsOf(lane, top, view);
+        for (const bar of bars) drawBar(brush, bar);
+        drawn.push(...bars);
+      }
+      drawLines(brush, scene);
+      for (const bar of drawn) drawSelection(brush, bar, scene);
+      drawAxis({ ...brush, context: axis }, scene, ticks);
+      return drawn;
+    },
+  };
+}
+
+/** Where older calls are at the server, but not here. */
+function drawUncovered({ context, color, view }: Brush, coveredFrom: number): void {
+  const x = Math.min(view.width, toX(view, coveredFrom));
+  if (coveredFrom === 0 || x <= 0) return;
+  context.save();
+  context.globalAlpha = 0.5;
+  context.fillStyle = color("--lane");
+  context.fillRect(0, 0, x, view.height);
+  context.restore();
+}
+
+function drawGround(brush: Brush, lane: Lane, top: number): void {
+  const { context, color, view } = brush;
+  if (lane.depth === 0 && top > 0) {
+    context.fillStyle = color("--grid");
+    context.fillRect(0, Math.round(top), view.width, 1);
+  }
+  const ground = groundOf(lane, top, view);
+  if (ground !== null) fillBar(brush, ground, color("--lane"), 4);
+}
+
+// ─── Bars ────────────────────────────────────────────────────────────────────
+
+function drawBar(brush: Brush, bar: Bar): void {
+  const { color, waitHatch } = brush;
+  const { x, y, width, height, span } = bar;
+  const failed = isFailedSpan(span);
+  switch (span.row.kind) {
+    case "agent":
+      drawAgent(brush, bar);
+      break;
+    case "wait":
+      if (waitHatch !== null) fillBar(brush, bar, waitHatch, 3);
+      strokeBar(brush, bar, color("--wait"));
+      break;
+    case "model":
+      fillBar(brush, bar, color(failed ? "--failed" : "--control"), 2);
+      break;
+    case "tool":
+      drawTool(brush, bar);
+      break;
+    case "mark":
+      drawCross(brush, x + width / 2, y + height / 2);
+      return; // a cross needs no flag
+  }
+  if (failed) drawFlag(brush, x, y);
+}
+
+function drawAgent(brush: Brush, bar: Bar): void {
+  const { context, failedHatch } = brush;
+  const { span, lane, x, y, width, height } = bar;
+  const failed = isFailedSpan(span);
+  const color = brush.color(failed ? "--failed" : "--agent");
+  context.save();
+  context.globalAlpha = 0.2;
+  fillBar(brush, bar, color, 3);
+  if (failed && failedHatch !== null) {
+    context.globalAlpha = 0.35;
+    fillBar(brush, bar, failedHatch, 3);
+  }
+  context.restore();
+  context.fillStyle = color;
+  context.fillRect(x, y, Math.min(3, width), height);
+  strokeBar(brush, bar, color);
+  if (lane.spans.tool.length === 0) {
+    const text = argsSummary(span.row.text) ?? span.row.name;
+    drawText(brush, text, { ...bar, x: x + 8, width: width - 12 }, "--agent-ink");
+  }
+}
+
+function drawTool(brush: Brush, bar: Bar): void {
+  const { context, color, failedHatch } = brush;
+  const { span, x, y, width, height } = bar;
+  const failed = isFailedSpan(span);
+  if (isMoment(span)) {
+    // An open ring: a bar's length would be a lie.
+    context.strokeStyle = color(failed ? "--failed" : "--ink-2");
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.arc(x, y + height / 2, 2.5, 0, 2 * Math.PI);
+    context.stroke();
+    return;
+  }
+  const { name } = span.row;
+  fillBar(brush, bar, color(failed ? "--failed" : `--${toolFamily(name)}`), 2);
+  if (failed && failedHatch !== null && width > 5) fillBar(brush, bar, failedHatch, 2);
+  // A name that is cut says less than none.
+  if (height >= MIN_TEXT_PX && context.measureText(name).width <= width - 8)
+    drawText(brush, name, { ...bar, x: x + 4, width: width - 6 }, "--bar-ink");
+}
+
+/** Over the start of what failed: a shape that is there at any zoom. */
+function drawFlag({ context, color }: Brush, x: number, y: number): void {
+  context.fillStyle = color("--failed");
+  context.strokeStyle = color("--surface");
+  context.lineWidth = 1;
+  context.beginPath();
+  context.moveTo(x - 4, y - 5);
+  context.lineTo(x + 5, y - 5);
+  context.lineTo(x + 0.5, y + 2);
+  context.closePath();
+  context.fill();
+  context.stroke();
+}
+
+function drawCross({ context, color }: Brush, x: number, y: number): void {
+  context.strokeStyle = color("--failed");
+  context.lineWidth = 2;
+  context.beginPath();
+  for (const dy of [4, -4]) {
+    context.moveTo(x - 4, y - dy);
+    context.lineTo(x + 4, y + dy);
+  }
+  context.stroke();
+}
+
+type Box = Pick<Bar, "x" | "y" | "width" | "height">;
+
+/** Of a box, left and right as far as they are seen: a canvas is slow with a bar of a million pixels. */
+function sides({ x, width }: Box, { view }: Brush): [number, number] {
+  return [Math.max(-8, x), Math.min(view.width + 8, x + width)];
+}
+
+function fillBar(brush: Brush, box: Box, fill: string | CanvasPattern, radius: number): void {
+  const { context } = brush;
+  const [left, right] = sides(box, brush);
+  if (right <= left) return;
+  context.fillStyle = fill;
+  if (right - left < 4) return context.fillRect(left, box.y, right - left, box.height);
+  context.beginPath();
+  context.roundRect(left, box.y, right - left, box.height, radius);
+  context.fill();
+}
+
+/** What is open has no line at its right. */
+function strokeBar(brush: Brush, bar: Bar, color: string): void {
+  const { context } = brush;
+  const { y, height } = bar;
+  const [left, right] = sides(bar, brush);
+  if (right - left <= 1) return;
+  context.strokeStyle = color;
+  context.lineWidth = 1;
+  context.beginPath();
+  if (bar.span.end === null) {
+    context.moveTo(right - 0.5, y + 0.5);
+    context.lineTo(left + 0.5, y + 0.5);
+    context.lineTo(left + 0.5, y + height - 0.5);
+    context.lineTo(right - 0.5, y + height - 0.5);
+  } else context.roundRect(left + 0.5, y + 0.5, right - left - 1, height - 1, 3);
+  context.stroke();
+}
+
+function drawText(brush: Brush, text: string, box: Box, color: `--${string}`): void {
+  const { context, view } = brush;
+  const left = Math.max(box.x, 4);
+  const room = Math.min(box.width - (left - box.x), view.width - left);
+  if (room < 18) return;
+  context.fillStyle = brush.color(color);
+  context.fillText(fitText(context, text, room), left, box.y + box.height / 2 + 0.5);
+}
+
+/** As much of `text` as fits into `room` pixels. */
+function fitText(context: CanvasRenderingContext2D, text: string, room: number): string {
+  // No glyph of the fonts used is narrower than 2 px: what is far too long is never measured.
+  const shown = text.slice(0, Math.ceil(room / 2));
+  if (shown === text && context.measureText(shown).width <= room) return shown;
+  let low = 0;
+  let high = shown.length;
+  while (low < high) {
+    const middle = (low + high + 1) >>> 1;
+    if (context.measureText(`${shown.slice(0, middle)}…`).width <= room) low = middle;
+    else high = middle - 1;
+  }
+  return low < 2 ? "" : `${shown.slice(0, low).trimEnd()}…`;
+}
+
+// ─── Over the bars, and the axis ─────────────────────────────────────────────
+
+/** Now, and the time under the pointer. */
+function drawLines({ context, color, view }: Brush, { pointerX }: Scene): void {
+  const x = toX(view, view.now);
+  if (x >= 0 && x <= view.width) {
+    context.fillStyle = color("--accent");
+    context.fillRect(Math.round(x), 0, 1, view.height);
+  }
+  if (pointerX === null) return;
+  context.save();
+  context.globalAlpha = 0.5;
+  context.fillStyle = color("--ink-2");
+  context.fillRect(Math.round(pointerX), 0, 1, view.height);
+  context.restore();
+}
+
+function drawSelection(brush: Brush, bar: Bar, { selectedId, hoveredId }: Scene): void {
+  const { id } = bar.span.row;
+  if (id !== selectedId && id !== hoveredId) return;
+  const { context, color } = brush;
+  const [left, right] = sides(bar, brush);
+  context.strokeStyle = color(id === selectedId ? "--accent" : "--ink");
+  context.lineWidth = id === selectedId ? 2 : 1;
+  context.beginPath();
+  context.roundRect(left - 1.5, bar.y - 1.5, right - left + 3, bar.height + 3, 4);
+  context.stroke();
+}
+
+function drawAxis(brush: Brush, { pointerX }: Scene, ticks: ReturnType<typeof ticksOf>): void {
+  const { context, color, view } = brush;
+  const { width, length } = view;
+  context.clearRect(0, 0, width, AXIS_PX);
+  const nowX = toX(view, view.now);
+  const isNowShown = nowX >= 0 && nowX <= width;
+  const labelOf = (tick: number) =>
+    length >= 8 * MINUTE_MS
+      ? formatMinute(tick)
+      : length >= 8 * SECOND_MS
+        ? formatTime(tick)
+        : `${formatTime(tick)}.${String(tick % SECOND_MS).padStart(3, "0")}`;
+  for (const tick of ticks) {
+    const x = toX(view, tick.at);
+    const text = tick.isDay ? formatDay(tick.at) : labelOf(tick.at);
+    const right = x + 5 + context.measureText(text).width;
+    if (right > width || (isNowShown && right > nowX - 26 && x < nowX + 26)) continue;
+    context.fillStyle = color("--grid");
+    context.fillRect(Math.round(x), AXIS_PX - 8, 1, 8);
+    context.fillStyle = color("--ink-2");
+    context.fillText(text, x + 5, AXIS_PX / 2 + 1);
+  }
+  if (isNowShown) drawPill(brush, nowX, "now", "--accent");
+  if (pointerX !== null)
+    drawPill(brush, pointerX, formatMoment(toMs(view, pointerX), view.now), "--ink");
+}
+
+function drawPill(brush: Brush, x: number, text: string, fill: `--${string}`): void {
+  const { context, color, view } = brush;
+  const width = context.measureText(text).width + 10;
+  const left = clamp(x - width / 2, 0, view.width - width);
+  context.fillStyle = color(fill);
+  context.beginPath();
+  context.roundRect(left, 4, width, AXIS_PX - 8, 4);
+  context.fill();
+  context.fillStyle = color("--surface");
+  context.fillText(text, left + 5, AXIS_PX / 2 + 1);
+}
+
+/** Diagonal lines, as a pattern that repeats every 6 pixels. */
+function hatch(
+  context: CanvasRenderingContext2D,
+  color: string,
+  background: string | null,
+): CanvasPattern | null {
+  const size = 6;
+  const tile = document.createElement("canvas");
+  tile.width = size;
+  tile.height = size;
+  const ctx = contextOf(tile);
+  if (background !== null) {
+    ctx.fillStyle = background;
+    ctx.fillRect(0, 0, size, size);
+  }
+  ctx.strokeStyle = color;
+  ctx.lineWidth = 1.25;
+  ctx.beginPath();
+  for (const x of [-size, 0, size]) {
+    ctx.moveTo(x - 1, size + 1);
+    ctx.lineTo(x + size + 1, -1);
+  }
+  ctx.stroke();
+  return context.createPattern(tile, "repeat");
+}

@@ -1,0 +1,414 @@
+/** Where everything stands in the timeline: lanes, bars, ticks, the window. Pure: tested without a browser. */
+
+import {
+  EMPTY_GROUP,
+  type Rows,
+  type SessionEntry,
+  type SpanEntry,
+  type SpanGroup,
+  isFailedSpan,
+  isLive,
+  labelOf,
+  shownEnd,
+  spansOf,
+} from "../rows.ts";
+import { type TreeNode, treeOf } from "../tree.ts";
+
+export const SECOND_MS = 1_000;
+export const MINUTE_MS = 60 * SECOND_MS;
+const HOUR_MS = 60 * MINUTE_MS;
+
+const MIN_LENGTH_MS = 200;
+/** A month: more than any retention that is usual. */
+const MAX_LENGTH_MS = 31 * 24 * HOUR_MS;
+/** Of the window, kept free at the right of now, so that growing bars are seen to end there. */
+export const NOW_MARGIN = 0.03;
+
+/** What the bars of a lane share; calls at the same time make them thinner, not the lane higher. */
+const SESSION_BARS_PX = 18;
+const AGENT_BARS_PX = 14;
+const LANE_PAD_PX = 5;
+/** Where the labels stand over the lanes instead of beside them. */
+const LABEL_PX = 18;
+const SLOT_GAP_PX = 1;
+/** Calls at the same time that can be told apart; a sixth is drawn over the fifth. */
+const MAX_SLOTS = 5;
+/** A model that answers: a line behind the calls, as it is what happens between them. */
+const MODEL_PX = 4;
+/** A shorter bar is drawn this long. */
+const MIN_BAR_PX = 2;
+/** How far from a bar the pointer may be. */
+const SLOP_PX = 4;
+
+/** Lengths between two lines of the axis. */
+const TICKS_MS = [
+  100,
+  200,
+  500,
+  ...[1, 2, 5, 10, 15, 30].map((seconds) => seconds * SECOND_MS),
+  ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * MINUTE_MS),
+  ...[1, 2, 3, 6, 12, 24, 48, 168].map((hours) => hours * HOUR_MS),
+];
+const MIN_TICK_PX = 88;
+
+// ─── The window ──────────────────────────────────────────────────────────────
+
+/** The time that is shown, in milliseconds. */
+export interface Window {
+  end: number;
+  length: number;
+}
+
+/** From and to, where they can be shown: not too short, not too long, at most half of it in the future. */
+export function windowOf(from: number, to: number, now: number): Window {
+  const length = clamp(to - from, MIN_LENGTH_MS, MAX_LENGTH_MS);
+  return { length, end: Math.min((from + to) / 2 + length / 2, now + length / 2) };
+}
+
+/** @param anchor the time that stays where it is */
+export function zoomed(
+  { end, length }: Window,
+  factor: number,
+  anchor: number,
+  now: number,
+): Window {
+  const next = clamp(length * factor, MIN_LENGTH_MS, MAX_LENGTH_MS);
+  const from = anchor - ((anchor - end + length) / length) * next;
+  return windowOf(from, from + next, now);
+}
+
+/** All of these sessions, from `since` on; follows now where one of them goes on. Null: there are none. */
+export function fitted(
+  sessions: readonly SessionEntry[],
+  since: number,
+  now: number,
+): { window: Window; follows: boolean } | null {
+  if (sessions.length === 0) return null;
+  const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), Infinity);
+  const from = Math.max(first, since);
+  const follows = sessions.some(isLive);
+  const to = follows ? now : latestOf(sessions);
+  const pad = Math.max(to - from, SECOND_MS) * NOW_MARGIN;
+  return { window: windowOf(from - pad, to + pad, now), follows };
+}
+
+/** When the last event of these sessions was; 0: there are none. */
+export function latestOf(sessions: readonly SessionEntry[]): number {
+  return sessions.reduce((at, { lastEventAt }) => Math.max(at, lastEventAt), 0);
+}
+
+/** The window on the screen. */
+export interface View extends Window {
+  now: number;
+  width: number;
+  height: number;
+  scrollTop: number;
+  /** The labels stand over the lanes. */
+  isNarrow: boolean;
+}
+
+export const toX = ({ end, length, width }: View, ms: number): number =>
+  ((ms - end + length) / length) * width;
+
+export const toMs = ({ end, length, width }: View, x: number): number =>
+  end - length + (x / width) * length;
+
+/** The lines of the axis. @param offset of the viewer's zone in milliseconds: days and hours are theirs, not UTC's */
+export function ticksOf(
+  { end, length, width }: View,
+  offset: number,
+): { at: number; isDay: boolean }[] {
+  const step =
+    TICKS_MS.find((candidate) => (candidate / length) * width >= MIN_TICK_PX) ?? 672 * HOUR_MS;
+  const ticks = [];
+  for (let at = Math.ceil((end - length - offset) / step) * step + offset; at <= end; at += step)
+    ticks.push({ at, isDay: (at - offset) % (24 * HOUR_MS) === 0 });
+  return ticks;
+}
+
+// ─── Lanes ───────────────────────────────────────────────────────────────────
+
+/** A row of the timeline: a session, or a subagent of it, with what is drawn there. */
+export interface Lane {
+  key: string;
+  session: SessionEntry;
+  kind: "session" | "agent";
+  depth: number;
+  label: string;
+  /** Its agents are those that work here: several where they follow each other. */
+  spans: Readonly<SpanGroup>;
+}
+
+/**
+ * The lanes with something between `from` and `to` (milliseconds). What goes on stands above what
+ * has ended, what started later above what started earlier: new events don't disturb that order.
+ *
+ * @param scope only these sessions; null: all
+ */
+export function lanesOf(
+  rows: Rows,
+  scope: ReadonlySet<string> | null,
+  from: number,
+  to: number,
+  now: number,
+): Lane[] {
+  const { order } = treeOf(rows);
+  const shown = new Set<TreeNode>();
+  const agentsOf = new Map<TreeNode, SpanEntry[]>();
+  const slotsOf = new Map<TreeNode, SpanEntry[][]>();
+  for (let index = order.length - 1; index >= 0; index--) {
+    const node = order[index];
+    if (node === undefined) continue;
+    const isInScope = scope === null || scope.has(node.entry.row.id);
+    const slots: SpanEntry[][] = [];
+    const { agent } = spansOf(rows, node.entry.row.id);
+    const below = agent.length === 0 ? [] : node.children;
+    const childById = new Map(below.map((child) => [child.entry.row.id, child]));
+    for (const span of agent) {
+      const child = childById.get(span.row.child_session_id ?? "");
+      if (child !== undefined) agentsOf.set(child, [...(agentsOf.get(child) ?? []), span]);
+      else if (isInScope && span.start <= to && shownEnd(span, now) >= from)
+        packSpan(slots, span, now);
+    }
+    if (!isInScope) continue;
+    slotsOf.set(node, slots);
+    const { startedAt } = node.entry;
+    if (slots.length > 0 || (startedAt <= to && endOf(node.entry, now) >= from)) shown.add(node);
+    if (shown.has(node) && node.parent !== null) shown.add(node.parent);
+  }
+  const lanes: Lane[] = [];
+  for (const node of order) {
+    const slots = slotsOf.get(node);
+    if (slots === undefined || !shown.has(node)) continue;
+    lanes.push(sessionLane(rows, node, agentsOf.get(node) ?? []), ...agentLanes(node, slots));
+  }
+  return lanes;
+}
+
+/** Where the lane of a session ends. */
+function endOf(entry: SessionEntry, now: number): number {
+  return isLive(entry) ? Math.max(now, entry.lastEventAt) : entry.lastEventAt;
+}
+
+/** Agents of one type that follow each other share a lane; those that overlap don't. */
+function packSpan(slots: SpanEntry[][], span: SpanEntry, now: number): void {
+  const slot = slots.find((spans) => {
+    const last = spans.at(-1);
+    return (
+      last !== undefined && last.row.name === span.row.name && shownEnd(last, now) <= span.start
+    );
+  });
+  if (slot === undefined) slots.push([span]);
+  else slot.push(span);
+}
+
+function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]): Lane {
+  const spans = spansOf(rows, entry.row.id);
+  const agentCalls = new Set(spans.agent.map(({ row }) => row.call_id));
+  agentCalls.delete(null);
+  // The call that spawned an agent has the agent's lane.
+  const isShown = ({ row }: SpanEntry) => !agentCalls.has(row.call_id);
+  const tool = agentCalls.size === 0 ? spans.tool : spans.tool.filter(isShown);
+  return {
+    key: entry.row.id,
+    session: entry,
+    kind: agents.length === 0 ? "session" : "agent",
+    depth,
+    label: agents.at(-1)?.row.name ?? labelOf(entry),
+    spans: { ...spans, tool, agent: agents },
+  };
+}
+
+function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): Lane[] {
+  const runs = ({ spans }: Lane) => Number(spans.agent.some(({ end }) => end === null));
+  const startOf = ({ spans }: Lane) => spans.agent.at(-1)?.start ?? 0;
+  return slots
+    .map((agent, slot): Lane => {
+      const label = agent[0]?.row.name ?? "";
+      return {
+        key: `${entry.row.id}\n${label}\n${slot}`,
+        session: entry,
+        kind: "agent",
+        depth: depth + 1,
+        label,
+        spans: { ...EMPTY_GROUP, agent },
+      };
+    })
+    .sort((a, b) => runs(b) - runs(a) || startOf(b) - startOf(a));
+}
+
+// ─── Bars ────────────────────────────────────────────────────────────────────
+
+const barsHeight = (lane: Lane) => (lane.kind === "session" ? SESSION_BARS_PX : AGENT_BARS_PX);
+
+export const laneHeight = (lane: Lane, isNarrow: boolean): number =>
+  2 * LANE_PAD_PX + barsHeight(lane) + (isNarrow ? LABEL_PX : 0);
+
+/** Where each lane begins, and at the end of the list where the last one ends. */
+export function topsOf(lanes: readonly Lane[], isNarrow: boolean): number[] {
+  const tops = [0];
+  for (const lane of lanes) tops.push((tops.at(-1) ?? 0) + laneHeight(lane, isNarrow));
+  return tops;
+}
+
+/** A span on the screen, in pixels of the canvas. */
+export interface Bar {
+  span: SpanEntry;
+  lane: Lane;
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+/** The ground of a session's lane, under its bars; null: the lane is an agent's within its parent's session. */
+export function groundOf(lane: Lane, top: number, view: View): Omit<Bar, "span"> | null {
+  const { session } = lane;
+  if (lane.key !== session.row.id) return null;
+  const x = toX(view, session.startedAt);
+  const width = toX(view, endOf(session, view.now)) - x;
+  return { lane, x, y: barsTop(top, view) - 2, width, height: barsHeight(lane) + 4 };
+}
+
+const barsTop = (top: number, { isNarrow }: View) => top + LANE_PAD_PX + (isNarrow ? LABEL_PX : 0);
+
+/** The bars of a lane in the order in which they are drawn. @param top of the lane, scrolled as the view is */
+export function barsOf(lane: Lane, top: number, view: View): Bar[] {
+  const y = barsTop(top, view);
+  const height = barsHeight(lane);
+  const wide = { lane, y: y - 2, height: height + 4 };
+  const thin = { lane, y: y + (height - MODEL_PX) / 2, height: MODEL_PX };
+  const bars: Bar[] = [];
+  placeSpans(bars, lane.spans.agent, wide, view);
+  placeSpans(bars, lane.spans.wait, wide, view);
+  placeSpans(bars, lane.spans.model, thin, view);
+  placeTools(bars, lane, y, view);
+  for (const span of lane.spans.mark) {
+    const x = toX(view, span.start);
+    if (x >= -8 && x <= view.width + 8) bars.push({ span, lane, x: x - 4, y, width: 8, height });
+  }
+  return bars;
+}
+
+/** What is shorter than a pixel and adds none to what is drawn is left out, unless it failed. */
+function placeSpans(
+  bars: Bar[],
+  spans: readonly SpanEntry[],
+  place: Omit<Bar, "span" | "x" | "width">,
+  view: View,
+): void {
+  let takenTo = -Infinity;
+  for (const span of spans) {
+    const x = toX(view, span.start);
+    const x2 = toX(view, shownEnd(span, view.now));
+    if (x2 < 0 || x > view.width) continue;
+    if (x2 - x < 1 && x2 < takenTo + 1 && !isFailedSpan(span)) continue;
+    takenTo = Math.max(takenTo, x2, x + MIN_BAR_PX);
+    bars.push({ span, ...place, x, width: Math.max(MIN_BAR_PX, x2 - x) });
+  }
+}
+
+/**
+ * The calls of a lane. One by itself has the lane's full height; those that overlap share it. What
+ * adds less than a pixel to what is drawn is left out, unless it failed.
+ */
+function placeTools(bars: Bar[], lane: Lane, y: number, view: View): void {
+  const from = view.end - view.length;
+  let cluster: SpanEntry[] = [];
+  let clusterEnd = -Infinity;
+  const takenTo: number[] = [];
+  const placeCluster = () => {
+    const slots: number[] = [];
+    const slotOf = cluster.map((span) => {
+      let slot = slots.findIndex((until) => until <= span.start);
+      if (slot < 0) slot = Math.min(slots.length, MAX_SLOTS - 1);
+      slots[slot] = shownEnd(span, view.now);
+      return slot;
+    });
+    const pitch = (barsHeight(lane) + SLOT_GAP_PX) / slots.length;
+    for (const [index, span] of cluster.entries()) {
+      const slot = slotOf[index] ?? 0;
+      const x = toX(view, span.start);
+      const width = Math.max(MIN_BAR_PX, toX(view, shownEnd(span, view.now)) - x);
+      if (x + width < (takenTo[slot] ?? -Infinity) + 1 && !isFailedSpan(span)) continue;
+      takenTo[slot] = x + width;
+      // A gap of one pixel, where there is room, keeps calls apart that follow at once.
+      const shown = width > 4 && span.end !== null ? width - 1 : width;
+      const height = pitch - SLOT_GAP_PX;
+      bars.push({ span, lane, x, y: y + slot * pitch, width: shown, height });
+    }
+  };
+  for (const span of lane.spans.tool) {
+    const spanEnd = shownEnd(span, view.now);
+    if (spanEnd < from) continue;
+    if (span.start > view.end) break;
+    if (span.start >= clusterEnd) {
+      placeCluster();
+      cluster = [];
+    }
+    cluster.push(span);
+    clusterEnd = Math.max(clusterEnd, spanEnd);
+  }
+  placeCluster();
+}
+
+/** The bar under the pointer; null: none. */
+export function barAt(bars: readonly Bar[], x: number, y: number): Bar | null {
+  let best: Bar | null = null;
+  for (const bar of bars) {
+    const dx = Math.max(bar.x - x, 0, x - (bar.x + bar.width));
+    if (dx > SLOP_PX || y < bar.y - 1 || y > bar.y + bar.height + 1) continue;
+    // What is drawn later lies on top; a call is inside its agent's bar.
+    if (best === null || dx === 0 || bar.width <= best.width) best = bar;
+  }
+  return best;
+}
+
+// ─── Walking ─────────────────────────────────────────────────────────────────
+
+export type WalkKey = "ArrowLeft" | "ArrowRight" | "ArrowUp" | "ArrowDown";
+
+/** All that is drawn in a lane, by start. */
+function spansIn(lane: Lane | undefined): SpanEntry[] {
+  return Object.values(lane?.spans ?? {})
+    .flat()
+    .sort((a, b) => a.start - b.start || a.row.id - b.row.id);
+}
+
+/** The span that an arrow key leads to: left and right in the lane, up and down to the nearest in time. Null: none. */
+export function walk(
+  lanes: readonly Lane[],
+  selectedId: number | null,
+  key: WalkKey,
+): { span: SpanEntry; laneIndex: number } | null {
+  const isSelected = ({ row }: SpanEntry) => row.id === selectedId;
+  const at = lanes.findIndex((lane) => spansIn(lane).some(isSelected));
+  if (at < 0) {
+    const laneIndex = lanes.findIndex((lane) => spansIn(lane).length > 0);
+    const span = spansIn(lanes[laneIndex]).at(-1);
+    return span === undefined ? null : { span, laneIndex };
+  }
+  const spans = spansIn(lanes[at]);
+  const position = spans.findIndex(isSelected);
+  if (key === "ArrowLeft" || key === "ArrowRight") {
+    const span = spans[position + (key === "ArrowLeft" ? -1 : 1)];
+    return span === undefined ? null : { span, laneIndex: at };
+  }
+  const step = key === "ArrowUp" ? -1 : 1;
+  const from = spans[position]?.start ?? 0;
+  for (let laneIndex = at + step; lanes[laneIndex] !== undefined; laneIndex += step) {
+    const [first, ...others] = spansIn(lanes[laneIndex]);
+    if (first === undefined) continue;
+    const isNearer = (a: SpanEntry, b: SpanEntry) =>
+      Math.abs(a.start - from) < Math.abs(b.start - from);
+    return {
+      span: others.reduce((best, span) => (isNearer(span, best) ? span : best), first),
+      laneIndex,
+    };
+  }
+  return null;
+}
+
+export function clamp(value: number, min: number, max: number): number {
+  return Math.min(max, Math.max(min, value));
+}

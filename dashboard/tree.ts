@@ -1,0 +1,180 @@
+/**
+ * Which session is below which: one tree for a revision of the sessions, built without recursion in
+ * O(n log n), because a chain of parents may be as long as the list.
+ */
+
+import { type Rows, type SessionEntry, type Status, isLive, labelOf, statusOf } from "./rows.ts";
+
+export interface TreeNode {
+  entry: SessionEntry;
+  /** null: it has none that is known. A circle of parents is cut above the one that started first. */
+  parent: TreeNode | null;
+  /** What goes on first, then what started later. */
+  children: TreeNode[];
+  depth: number;
+  /** The latest event here and below, in milliseconds since 1970. */
+  latest: number;
+  /** It, or one below it, is active. */
+  goesOn: boolean;
+}
+
+export interface Tree {
+  /** Parents before their children, in the order of the timeline. */
+  order: TreeNode[];
+  /** In the order of the list: latest activity first. */
+  roots: TreeNode[];
+  /** By the id of their parent, known or not. */
+  childIds: Map<string, string[]>;
+}
+
+const trees = new WeakMap<Rows, { revision: number; tree: Tree }>();
+
+export function treeOf(rows: Rows): Tree {
+  let built = trees.get(rows);
+  if (built?.revision !== rows.sessionsRevision) {
+    built = { revision: rows.sessionsRevision, tree: buildTree(rows) };
+    trees.set(rows, built);
+  }
+  return built.tree;
+}
+
+function buildTree(rows: Rows): Tree {
+  const nodes = new Map<string, TreeNode>();
+  const childIds = new Map<string, string[]>();
+  for (const entry of rows.sessions.values())
+    nodes.set(entry.row.id, {
+      entry,
+      parent: null,
+      children: [],
+      depth: 0,
+      latest: entry.lastEventAt,
+      goesOn: isLive(entry),
+    });
+  for (const node of nodes.values()) {
+    const { id, parent_session_id } = node.entry.row;
+    if (parent_session_id === null) continue;
+    node.parent = nodes.get(parent_session_id) ?? null;
+    const siblings = childIds.get(parent_session_id);
+    if (siblings === undefined) childIds.set(parent_session_id, [id]);
+    else siblings.push(id);
+  }
+  cutCircles([...nodes.values()]);
+  const tops: TreeNode[] = [];
+  for (const node of nodes.values()) (node.parent?.children ?? tops).push(node);
+  const order = preorder(tops);
+  for (const { parent, latest, goesOn } of order.toReversed())
+    if (parent !== null) {
+      parent.latest = Math.max(parent.latest, latest);
+      parent.goesOn ||= goesOn;
+    }
+  const roots = tops.toSorted(
+    (a, b) => b.latest - a.latest || (a.entry.row.id < b.entry.row.id ? -1 : 1),
+  );
+  return { order, roots, childIds };
+}
+
+function cutCircles(nodes: readonly TreeNode[]): void {
+  /** By which walk up its parents a node was first met. */
+  const walks = new Map<TreeNode, TreeNode>();
+  for (const start of nodes) {
+    let at: TreeNode | null = start;
+    for (; at !== null && !walks.has(at); at = at.parent) walks.set(at, start);
+    if (at === null || walks.get(at) !== start) continue;
+    let first = at;
+    for (let next = at.parent; next !== null && next !== at; next = next.parent)
+      if (byStart(next, first) < 0) first = next;
+    first.parent = null;
+  }
+}
+
+function byStart(a: TreeNode, b: TreeNode): number {
+  return a.entry.startedAt - b.entry.startedAt || (a.entry.row.id < b.entry.row.id ? -1 : 1);
+}
+
+function preorder(tops: TreeNode[]): TreeNode[] {
+  const byLife = (a: TreeNode, b: TreeNode) =>
+    Number(isLive(b.entry)) - Number(isLive(a.entry)) || byStart(b, a);
+  const order: TreeNode[] = [];
+  const stack = tops.sort(byLife).toReversed();
+  for (let node = stack.pop(); node !== undefined; node = stack.pop()) {
+    order.push(node);
+    node.depth = node.parent === null ? 0 : node.parent.depth + 1;
+    stack.push(...node.children.sort(byLife).toReversed());
+  }
+  return order;
+}
+
+/** A session and all below it, also where they are in a circle. */
+export function familyOf(rows: Rows, id: string): Set<string> {
+  const { childIds } = treeOf(rows);
+  const family = new Set([id]);
+  for (const member of family)
+    // a set's loop takes in what is added meanwhile
+    for (const child of childIds.get(member) ?? []) family.add(child);
+  return family;
+}
+
+// ─── The list of sessions ────────────────────────────────────────────────────
+
+export interface SessionFilter {
+  text: string;
+  status: Status | null;
+}
+
+/** A line of the session list. */
+export type ListLine =
+  | { kind: "session"; session: SessionEntry; depth: number }
+  /** The ended children of `parent`, shown or not. */
+  | { kind: "ended"; parent: SessionEntry; count: number; isOpen: boolean; depth: number };
+
+/**
+ * Sessions by latest activity, children (and theirs) under their parent, which they keep up with
+ * them. Children that have ended are folded into one line, unless something is searched for.
+ *
+ * @param open parents whose ended children are shown
+ */
+export function sessionList(
+  { roots, order }: Tree,
+  filter: SessionFilter,
+  open: ReadonlySet<string>,
+): ListLine[] {
+  const found = findSessions(order, filter);
+  const lines: ListLine[] = [];
+  const stack: (TreeNode | ListLine)[] = roots.toReversed();
+  for (let next = stack.pop(); next !== undefined; next = stack.pop()) {
+    if ("kind" in next) {
+      lines.push(next);
+      continue;
+    }
+    const { entry, depth, children } = next;
+    if (found !== null && !found.has(next)) continue;
+    lines.push({ kind: "session", session: entry, depth });
+    const ended = found !== null ? [] : children.filter((child) => !child.goesOn);
+    const isOpen = open.has(entry.row.id);
+    if (isOpen) stack.push(...ended.toReversed());
+    if (ended.length > 0)
+      stack.push({ kind: "ended", parent: entry, count: ended.length, isOpen, depth: depth + 1 });
+    stack.push(...children.filter((child) => found !== null || child.goesOn).toReversed());
+  }
+  return lines;
+}
+
+/** What matches, and the parents of it, so that a child is never without its place; null: no filter is set. */
+function findSessions(order: readonly TreeNode[], filter: SessionFilter): Set<TreeNode> | null {
+  const needle = filter.text.trim().toLowerCase();
+  if (needle === "" && filter.status === null) return null;
+  const found = new Set<TreeNode>();
+  for (const node of order.toReversed()) {
+    const { entry, parent } = node;
+    const isMatch =
+      (filter.status === null || filter.status === statusOf(entry)) &&
+      (needle === "" || searchText(entry).includes(needle));
+    if (isMatch) found.add(node);
+    if (parent !== null && found.has(node)) found.add(parent);
+  }
+  return found;
+}
+
+function searchText(entry: SessionEntry): string {
+  return `${labelOf(entry)}\n${entry.row.info.directory ?? ""}\n${entry.row.id}`.toLowerCase();
+}

@@ -1,0 +1,350 @@
+/** Where things stand in the timeline, without a browser: rows in, lanes and bars out. */
+
+import { describe, expect, test } from "bun:test";
+import { type Rows, type SpanEntry, createRows, takeSession, takeSpan } from "../dashboard/rows.ts";
+import {
+  type View,
+  barAt,
+  barsOf,
+  fitted,
+  groundOf,
+  lanesOf,
+  ticksOf,
+  toMs,
+  toX,
+  topsOf,
+  walk,
+  windowOf,
+  zoomed,
+} from "../dashboard/timeline/layout.ts";
+import { describe as inWords } from "../dashboard/timeline/words.ts";
+import type { Session, Span } from "../server.ts";
+import { openCodeHooks } from "./fixtures.ts";
+import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
+
+const SECOND_MS = 1_000;
+const MINUTE_MS = 60 * SECOND_MS;
+const HOUR_MS = 60 * MINUTE_MS;
+
+/** One pixel is a millisecond, the left edge is NOW. */
+const VIEW: View = {
+  end: NOW + 1_000,
+  length: 1_000,
+  now: NOW + 900,
+  width: 1_000,
+  height: 400,
+  scrollTop: 0,
+  isNarrow: false,
+};
+
+let lastId = 0;
+
+function rowsWith(...sessions: (Partial<Session> & { id: string })[]): Rows {
+  const rows = createRows();
+  for (const session of sessions) takeSession(rows, sessionRow(session.id, session), 1);
+  return rows;
+}
+
+/** @param from milliseconds after NOW @param to the same; null: it runs */
+function add(rows: Rows, from: number, to: number | null, more: Partial<Span> = {}): SpanEntry {
+  const id = ++lastId;
+  const times = {
+    started_at: iso(NOW + from),
+    ended_at: to === null ? null : iso(NOW + to),
+    duration_ms: to === null ? null : to - from,
+    outcome: to === null ? null : ("ok" as const),
+  };
+  takeSpan(rows, spanRow(id, { ...times, ...more }), 1);
+  const entry = rows.spans.get(id);
+  if (entry === undefined) throw new Error("the span wasn't taken");
+  return entry;
+}
+
+const lanes = (rows: Rows, from = 0, to = 1_000, scope: ReadonlySet<string> | null = null) =>
+  lanesOf(rows, scope, NOW + from, NOW + to, VIEW.now);
+
+/** The bars of the only lane. */
+function barsIn(rows: Rows, view: Partial<View> = {}) {
+  const [lane, ...others] = lanes(rows);
+  if (lane === undefined || others.length > 0) throw new Error("expected one lane");
+  return barsOf(lane, 0, { ...VIEW, ...view });
+}
+
+describe("lanes", () => {
+  test("the two parallel subagents of the captured run overlap, each in a lane of its own", () => {
+    const rows = rowsWith({ id: "s1" });
+    const [first, second] = capturedAgents();
+    if (first === undefined || second === undefined) throw new Error("two agents were captured");
+    for (const { type, start, end } of [first, second])
+      add(rows, start - NOW, end - NOW, { kind: "agent", name: type });
+    const found = lanesOf(rows, null, first.start - 1_000, second.end + 1_000, second.end);
+    const agents = found.filter((lane) => lane.kind === "agent");
+    expect(agents.map((lane) => lane.label).toSorted()).toEqual(["explore", "general"]);
+    const [a, b] = agents.flatMap((lane) => lane.spans.agent);
+    if (a === undefined || b === undefined) throw new Error("each lane has its agent");
+    expect(Math.min(a.end ?? 0, b.end ?? 0)).toBeGreaterThan(Math.max(a.start, b.start));
+  });
+
+  test("agents that follow each other share a lane, and what is outside of the window has none", () => {
+    const rows = rowsWith({ id: "s1", last_event_at: iso(NOW + 3_000), status: "completed" });
+    const agent = { kind: "agent", name: "a" } as const;
+    add(rows, 0, 1_000, agent);
+    const last = add(rows, 2_000, 3_000, agent);
+    add(rows, 2_500, 3_000, agent);
+    expect(lanes(rows, 0, 5_000)).toHaveLength(3);
+    expect(lanes(rows, 0, 1_500)).toHaveLength(2);
+    expect(lanes(rows, -9_000, -8_000)).toHaveLength(0);
+    const shared = lanes(rows, 0, 5_000).find((lane) => lane.spans.agent.length === 2);
+    expect(shared?.spans.agent.at(-1)).toBe(last);
+  });
+
+  test("an agent with a session of its own is drawn there, and the call that spawned it nowhere else", () => {
+    const rows = rowsWith({ id: "s1" }, { id: "kid", parent_session_id: "s1" });
+    const agent = { kind: "agent", name: "a", call_id: "c", child_session_id: "kid" } as const;
+    const run = add(rows, 0, 90, agent);
+    add(rows, 0, 90, { name: "task", call_id: "c" });
+    add(rows, 40, 50, { session_id: "kid", name: "read" });
+    const picture = (scope: string[] | null) =>
+      lanes(rows, 0, 100, scope && new Set(scope)).map(({ key, label, depth, spans }) => [
+        key,
+        label,
+        depth,
+        spans.tool.length,
+        spans.agent,
+      ]);
+    const child = ["kid", "a", 1, 1, [run]];
+    expect(picture(null)).toEqual([["s1", "s1", 0, 0, []], child]);
+    expect(picture(["kid"])).toEqual([child]);
+  });
+
+  test("what goes on stands above what has ended, what started later above what started earlier", () => {
+    const at = (ms: number) => ({ started_at: iso(NOW + ms), last_event_at: iso(NOW + ms + 9) });
+    const rows = rowsWith(
+      { id: "old", ...at(0), status: "completed" },
+      { id: "ended", ...at(50), status: "completed" },
+      { id: "first", ...at(10) },
+      { id: "second", ...at(20) },
+      { id: "below", ...at(900), status: "stale", parent_session_id: "old" },
+    );
+    const keys = (from: number, to: number) => lanes(rows, from, to).map((lane) => lane.key);
+    expect(keys(0, 1_000)).toEqual(["second", "first", "ended", "old", "below"]);
+    // A child has its parent's lane above it, though nothing of that is in the window.
+    expect(keys(890, 905)).toEqual(["second", "first", "old", "below"]);
+  });
+
+  test.each([
+    ["chain", false],
+    ["circle", true],
+  ])(
+    "2,000 sessions in a %s: a picture takes a few milliseconds, and shows them all",
+    (_, isCircle) => {
+      const draw = (count: number) => {
+        const rows = createRows();
+        for (let index = 0; index < count; index++) {
+          const above = index === 0 ? (isCircle ? count - 1 : null) : index - 1;
+          const parent_session_id = above === null ? null : `s${above}`;
+          takeSession(rows, sessionRow(`s${index}`, { parent_session_id }), 1);
+          add(rows, 0, 500, { session_id: `s${index}` });
+        }
+        expect(lanes(rows)).toHaveLength(count);
+        const times = Array.from({ length: 9 }, () => {
+          const from = performance.now();
+          const found = lanes(rows);
+          const tops = topsOf(found, false);
+          for (const [index, lane] of found.slice(0, 20).entries())
+            barsOf(lane, tops[index] ?? 0, VIEW);
+          return performance.now() - from;
+        });
+        return times.toSorted((a, b) => a - b)[4] ?? Infinity;
+      };
+      draw(500); // warms up
+      // 1 ms here; 250 ms with a walk up the parents of each.
+      expect(draw(2_000)).toBeLessThan(25);
+    },
+  );
+});
+
+describe("bars", () => {
+  test("a call's bar is as long as it took; what runs grows to now", () => {
+    const rows = rowsWith({ id: "s1" });
+    add(rows, 100, 200);
+    add(rows, 300, null);
+    // A pixel stays free behind what has ended, so that calls can be told apart.
+    expect(barsIn(rows).map(({ x, width }) => [x, width])).toEqual([
+      [100, 99],
+      [300, 600],
+    ]);
+    expect(barsIn(rows, { now: NOW + 950 }).at(-1)?.width).toBe(650);
+    expect(barsIn(rows, { scrollTop: 10 })).toHaveLength(2);
+  });
+
+  test("calls at the same time share the lane's height; from the sixth on they lie over the fifth", () => {
+    const rows = rowsWith({ id: "s1" });
+    add(rows, 0, 50);
+    for (let index = 0; index < 7; index++) add(rows, 100 + index, 200 + index);
+    const [alone, ...together] = barsIn(rows);
+    expect(alone?.height).toBe(18);
+    expect(together.map(({ height }) => height)).toEqual(together.map(() => (18 + 1) / 5 - 1));
+    expect(new Set(together.map(({ y }) => y)).size).toBe(5);
+  });
+
+  test("what falls on pixels that are taken is left out, unless it failed", () => {
+    const rows = rowsWith({ id: "s1" });
+    for (let index = 0; index < 50; index++) add(rows, index, index + 1);
+    add(rows, 51, 52, { outcome: "exit" });
+    expect(barsIn(rows, { length: 100_000, end: NOW + 100_000 })).toHaveLength(2);
+    expect(barsIn(rows)).toHaveLength(51);
+  });
+
+  test("agents and waits under the models, those under the calls, marks over them", () => {
+    const rows = rowsWith({ id: "s1" });
+    add(rows, 10, 40, { kind: "wait" });
+    const tool = add(rows, 0, 90);
+    add(rows, 5, 60, { kind: "model", name: "opus" });
+    const bars = barsIn(rows);
+    expect(bars.map(({ span }) => span.row.kind)).toEqual(["wait", "model", "tool"]);
+    const [wait, model, call] = bars;
+    if (!wait || !model || !call) throw new Error("three bars");
+    // The lane is 18 px high: a wait stands over it, a model is a thin line in its middle.
+    expect([wait.y, wait.height]).toEqual([3, 22]);
+    expect([model.y, model.height]).toEqual([12, 4]);
+    expect([call.y, call.height]).toEqual([5, 18]);
+    expect(barAt(bars, 20, 14)?.span).toBe(tool);
+  });
+
+  test("models that fall on pixels that are taken are left out", () => {
+    const rows = rowsWith({ id: "s1" });
+    for (let index = 0; index < 100; index++) add(rows, index, index + 1, { kind: "model" });
+    expect(barsIn(rows, { length: 100_000, end: NOW + 100_000 }).length).toBeLessThanOrEqual(2);
+  });
+
+  test("the pointer finds a bar four pixels beside it, and the smaller of two", () => {
+    const rows = rowsWith({ id: "s1" }, { id: "kid", parent_session_id: "s1" });
+    const run = { kind: "agent", name: "a", child_session_id: "kid" } as const;
+    const agent = add(rows, 0, 500, run);
+    const inner = add(rows, 100, 200, { session_id: "kid" });
+    const [, lane] = lanes(rows);
+    if (lane === undefined) throw new Error("the agent's lane");
+    const bars = barsOf(lane, 100, VIEW);
+    const at = (x: number, y: number) => barAt(bars, x, y)?.span ?? null;
+    expect([at(150, 110), at(202, 110)]).toEqual([inner, inner]);
+    expect([at(50, 110), at(502, 110)]).toEqual([agent, agent]);
+    expect([at(506, 110), at(150, 90)]).toEqual([null, null]);
+  });
+
+  test("a session's ground reaches to now while it goes on, else to its last event", () => {
+    const ground = (status: Session["status"]) => {
+      const [lane] = lanes(rowsWith({ id: "s1", status, last_event_at: iso(NOW + 400) }));
+      return lane && groundOf(lane, 0, VIEW)?.width;
+    };
+    expect([ground("active"), ground("stale"), ground("completed")]).toEqual([900, 400, 400]);
+  });
+});
+
+describe("the window", () => {
+  test("pixels to times and back", () => {
+    expect(toX(VIEW, NOW + 250)).toBe(250);
+    expect(toMs(VIEW, 250)).toBe(NOW + 250);
+  });
+
+  test("it is no shorter than 200 ms, no longer than a month, and half in the future at most", () => {
+    expect(windowOf(NOW - 50, NOW - 40, NOW).length).toBe(200);
+    expect(windowOf(0, NOW, NOW).length).toBe(31 * 24 * HOUR_MS);
+    expect(windowOf(NOW, NOW + 100_000, NOW)).toEqual({ length: 100_000, end: NOW + 50_000 });
+  });
+
+  test("zooming keeps the anchor where it is", () => {
+    const view = { ...VIEW, ...zoomed(VIEW, 1 / 2, NOW + 250, NOW + 900) };
+    expect(view.length).toBe(500);
+    expect(toX(view, NOW + 250)).toBeCloseTo(250, 5);
+  });
+
+  test("it fits all sessions, and follows now where one goes on", () => {
+    const rows = rowsWith(
+      { id: "a", status: "completed", last_event_at: iso(NOW + 10_000) },
+      { id: "b", status: "stale", started_at: iso(NOW - 10_000) },
+    );
+    const fit = (since: number) => fitted([...rows.sessions.values()], since, NOW + 60_000);
+    expect(fit(0)).toEqual({ follows: false, window: { end: NOW + 10_600, length: 21_200 } });
+    expect(fit(NOW)?.window.length).toBeCloseTo(10_600, 5);
+    takeSession(rows, sessionRow("b"), 2);
+    expect(fit(0)).toMatchObject({ follows: true, window: { length: 60_000 * 1.06 } });
+    expect(fitted([], 0, NOW)).toBeNull();
+  });
+
+  test("ticks: far enough apart for their labels, at round times of the viewer's zone", () => {
+    const view = { ...VIEW, end: NOW + 2 * HOUR_MS, length: 15 * MINUTE_MS };
+    const ticks = ticksOf(view, 0);
+    expect(ticks.map(({ at }) => (at - view.end) / MINUTE_MS)).toEqual([
+      -14, -12, -10, -8, -6, -4, -2, 0,
+    ]);
+    const days = ticksOf({ ...VIEW, length: 48 * HOUR_MS }, -2 * HOUR_MS);
+    expect(days.filter(({ isDay }) => isDay).map(({ at }) => iso(at).slice(11, 16))).toEqual([
+      "22:00",
+      "22:00",
+    ]);
+  });
+});
+
+describe("walking", () => {
+  test("left and right in the lane, up and down to the nearest in time", () => {
+    const rows = rowsWith({ id: "s1", started_at: iso(NOW + 1) }, { id: "s2" }, { id: "s0" });
+    const [a, b] = [add(rows, 100, 110), add(rows, 300, 310, { kind: "model" })];
+    const [c, d] = [0, 290].map((at) => add(rows, at, at + 5, { session_id: "s0" }));
+    const found = lanes(rows);
+    expect(found.map((lane) => lane.key)).toEqual(["s1", "s2", "s0"]);
+    const from = (span: SpanEntry | undefined, key: "Left" | "Right" | "Up" | "Down") =>
+      walk(found, span?.row.id ?? null, `Arrow${key}`)?.span;
+    expect(from(undefined, "Left")).toBe(b);
+    expect([from(b, "Left"), from(a, "Right"), from(b, "Right")]).toEqual([a, b, undefined]);
+    // The lane between has nothing to stop at.
+    expect([from(b, "Down"), from(a, "Down"), from(c, "Up")]).toEqual([d, c, a]);
+    expect(from(c, "Down")).toBeUndefined();
+  });
+});
+
+describe("a bar in words", () => {
+  test.each<[string, number, number | null, Partial<Span>, string]>([
+    ["an end", 0, 500, {}, "bash · 500 ms"],
+    ["a failure", 0, 500, { outcome: "failed" }, "bash · failed · 500 ms"],
+    [
+      "an exit code",
+      0,
+      500,
+      { outcome: "exit", attributes: { exit_code: 2 } },
+      "bash · exit 2 · 500 ms",
+    ],
+    ["denied", 0, 500, { outcome: "denied" }, "bash · denied · 500 ms"],
+    ["cancelled", 0, 500, { outcome: "cancelled" }, "bash · cancelled · 500 ms"],
+    ["a running agent", 0, null, { kind: "agent", name: "x" }, "Agent x · running · 900 ms"],
+    ["a model", 0, 9, { kind: "model", name: "opus" }, "Model opus · 9 ms"],
+    [
+      "an open wait",
+      0,
+      null,
+      { kind: "wait", name: "permission" },
+      "Waits for you: permission · not answered yet · 900 ms",
+    ],
+    ["a moment", 5, 5, { duration_ms: null }, "bash · length not known"],
+  ])("%s", (_, from, to, more, expected) => {
+    const rows = rowsWith({ id: "s1", info: { title: "Fix it" } });
+    const words = inWords(rows, add(rows, from, to, more), VIEW.now);
+    expect(words).toStartWith(`${expected} · `);
+    expect(words).toEndWith(" · Fix it");
+  });
+});
+
+/** The `task` calls in the captured traffic: when each began and ended. */
+function capturedAgents(): { type: string; start: number; end: number }[] {
+  const agents = new Map<string, { type: string; start: number; end: number }>();
+  for (const { input } of openCodeHooks()) {
+    const text = JSON.stringify(input);
+    if (!text.includes('"tool":"task"') || !text.includes('"status":"completed"')) continue;
+    const call = /"callID":"([^"]+)"/.exec(text)?.[1];
+    const type = /"subagent_type":"([^"]+)"/.exec(text)?.[1];
+    const time = /"time":\{"start":(\d+),"end":(\d+)/.exec(text);
+    if (call && type && time)
+      agents.set(call, { type, start: Number(time[1]), end: Number(time[2]) });
+  }
+  return [...agents.values()];
+}

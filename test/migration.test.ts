@@ -1,0 +1,320 @@
+/**
+ * Databases of earlier versions: a real file of each is migrated, and is then what a new database
+ * would be to which the same events were posted.
+ */
+
+import { Database } from "bun:sqlite";
+import { afterEach, describe, expect, test } from "bun:test";
+import { copyFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Log } from "../server.ts";
+import {
+  databasePath,
+  getJson,
+  isSoak,
+  openStream,
+  postEvent,
+  removeTempDirs,
+  spawnServer,
+  startTestServer,
+  tempDir,
+  waitFor,
+} from "./helpers.ts";
+
+/** Made by fixtures/make-database.ts. */
+const FIXTURE = join(import.meta.dir, "fixtures/schema-1.db");
+/** The time of the last event in it. */
+const NOW = Date.parse("2026-11-22T11:40:00Z");
+/** What a server of today refuses: a question without an id, and a session that no URL can name. */
+const NO_LONGER_ACCEPTED = ["asks-without-id", ".."];
+
+const KEEP_ALL = { RETENTION_HOURS: "1000000" };
+
+afterEach(removeTempDirs);
+
+interface ExportedEvent {
+  id: number;
+  type: string;
+  session_id: string;
+}
+
+interface StoredRow {
+  id: number;
+  session_id: string;
+  type: string;
+  timestamp: number;
+}
+
+/** The fixture as the database of a data directory. */
+function copyFixture(): string {
+  const dataDir = tempDir();
+  copyFileSync(FIXTURE, databasePath(dataDir));
+  return dataDir;
+}
+
+/** What is stored in a file of schema 1, read beside any server. */
+function storedRows(dataDir: string): StoredRow[] {
+  using database = new Database(databasePath(dataDir));
+  return database
+    .query<StoredRow, []>("SELECT id, session_id, type, timestamp FROM events ORDER BY id")
+    .all();
+}
+
+/** A server in this process whose clock stands still: what depends on the time of day is the same. */
+function startAtNow(dataDir?: string, log?: Log) {
+  return startTestServer({
+    config: { retentionHours: Number(KEEP_ALL.RETENTION_HOURS) },
+    now: () => NOW,
+    ...(dataDir === undefined ? {} : { dataDir }),
+    ...(log === undefined ? {} : { log }),
+  });
+}
+
+async function exportedEvents(server: { url: string }): Promise<ExportedEvent[]> {
+  const response = await fetch(`${server.url}/api/events?after=0`, {
+    headers: { Accept: "application/x-ndjson" },
+  });
+  const lines = (await response.text()).trimEnd().split("\n");
+  return lines.map((line) => JSON.parse(line));
+}
+
+/** `value` without the ids that a database gives: they are numbers. */
+function withoutIds(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(withoutIds);
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value)
+      .filter(([name, item]) => name !== "id" || typeof item !== "number")
+      .map(([name, item]) => [name, withoutIds(item)]),
+  );
+}
+
+/** Everything that is folded from the events, as the routes give it, but of the sessions in `except`. */
+async function foldedRows(server: { url: string }, except: string[] = []) {
+  const all = await getJson<{ sessions: { id: string }[] }>(server, "/api/sessions?limit=1000");
+  const sessions = all.sessions.filter(({ id }) => !except.includes(id));
+  const details = await Promise.all(
+    sessions.map(({ id }) => getJson(server, `/api/sessions/${encodeURIComponent(id)}`)),
+  );
+  const spans = await Promise.all(
+    sessions.map(({ id }) =>
+      getJson(server, `/api/spans?limit=1000&sessionId=${encodeURIComponent(id)}`),
+    ),
+  );
+  return withoutIds({ sessions, details, spans });
+}
+
+const ANALYTICS = ["tools", "agents", "activity"].flatMap((name) => [
+  `/api/analytics/${name}?hours=1`,
+  `/api/analytics/${name}?hours=2000`,
+]);
+
+async function analyticsOf(server: { url: string }) {
+  return Promise.all(ANALYTICS.map((path) => getJson(server, path)));
+}
+
+/** Lines of a log that say how far a migration is: how many events are folded, and of how many. */
+function progress(output: string): { done: number; total: number }[] {
+  return [...output.matchAll(/new schema: (\d+) of (\d+) events/g)].map(([, done, total]) => ({
+    done: Number(done),
+    total: Number(total),
+  }));
+}
+
+describe("a database of schema 1", () => {
+  test("is migrated when a server starts on it, the log says how far it is, and the next start has nothing to do", async () => {
+    const dataDir = copyFixture();
+    const before = storedRows(dataDir);
+    {
+      await using server = await spawnServer({ dataDir, env: KEEP_ALL });
+      expect(progress(server.output())).toContainEqual({ done: 0, total: before.length });
+      const events = await exportedEvents(server);
+      expect(events.map(({ id, session_id, type }) => ({ id, session_id, type }))).toEqual(
+        before.map(({ id, session_id, type }) => ({ id, session_id, type })),
+      );
+      expect(await getJson(server, "/health")).toMatchObject({ events: before.length });
+      expect((await server.end("SIGTERM")).exitCode).toBe(0);
+    }
+    await using again = await spawnServer({ dataDir, env: KEEP_ALL });
+    expect(await exportedEvents(again)).toHaveLength(before.length);
+    expect(progress(again.output())).toEqual([]);
+  });
+
+  test("gives the rows and figures of a new one to which its events were posted", async () => {
+    await using migrated = await startAtNow(copyFixture());
+    await using fresh = await startAtNow();
+    const events = (await exportedEvents(migrated)).filter(
+      ({ session_id }) => !NO_LONGER_ACCEPTED.includes(session_id),
+    );
+    expect(events.length).toBeGreaterThan(200);
+    expect((await postEvent(fresh, events)).status).toBe(201);
+    expect(await foldedRows(migrated, NO_LONGER_ACCEPTED)).toEqual(await foldedRows(fresh));
+    // It is the fixture that is compared, and not nothing.
+    const { sessions } = await getJson<{ sessions: object[] }>(migrated, "/api/sessions");
+    expect(sessions).toContainEqual(
+      expect.objectContaining({ id: "asks", waiting_since: "2026-11-22T11:26:00.000Z" }),
+    );
+    expect(sessions).toContainEqual(
+      expect.objectContaining({ id: "completed-and-updated", status: "completed" }),
+    );
+    expect(sessions).toContainEqual(
+      expect.objectContaining({ id: "abandoned", status: "stale", waiting_since: null }),
+    );
+    expect(sessions).toContainEqual(
+      expect.objectContaining({ id: "failed-subagent", error_count: 1, agent_count: 1 }),
+    );
+  });
+
+  test("gives the analytics of a new one to which its events were posted", async () => {
+    const dataDir = copyFixture();
+    removeFromSchema1(dataDir, NO_LONGER_ACCEPTED);
+    await using migrated = await startAtNow(dataDir);
+    await using fresh = await startAtNow();
+    expect((await postEvent(fresh, await exportedEvents(migrated))).status).toBe(201);
+    const figures = await analyticsOf(migrated);
+    expect(figures).toEqual(await analyticsOf(fresh));
+    expect(figures[0]).toMatchObject({
+      tools: expect.arrayContaining([expect.objectContaining({ tool: "read" })]),
+    });
+  });
+
+  test("with what is refused today → kept, counted as events, and nobody waits for a question without an id", async () => {
+    await using server = await startAtNow(copyFixture());
+    const { sessions } = await getJson<{ sessions: object[] }>(server, "/api/sessions?limit=1000");
+    expect(sessions).toContainEqual(
+      expect.objectContaining({ id: "asks-without-id", event_count: 2, waiting_since: null }),
+    );
+    expect(sessions).toContainEqual(
+      expect.objectContaining({ id: "..", event_count: 2, tool_count: 1 }),
+    );
+  });
+
+  test("and a client's last event id of before → resumes exactly; one whose events were deleted → reset", async () => {
+    const dataDir = copyFixture();
+    const ids = storedRows(dataDir).map(({ id }) => id);
+    await using server = await spawnServer({ dataDir, env: KEEP_ALL });
+    const { body } = await postEvent(server, { type: "message_user", session_id: "after" });
+    const all = [...ids, body.id ?? 0];
+    for (const at of [0, 100, ids.length - 1]) {
+      const stream = await openStream(server, "", { "Last-Event-ID": String(ids[at]) });
+      const wanted = all.slice(at + 1);
+      await waitFor(() => stream.events().length >= wanted.length, "what came since");
+      expect(stream.events().map(({ id }) => Number(id))).toEqual(wanted);
+      expect(stream.events().filter(({ event }) => event === "reset")).toEqual([]);
+      stream.close();
+    }
+    const pruned = await openStream(server, `?lastEventId=${(ids[0] ?? 0) - 5}`);
+    expect((await pruned.waitForEvents(1))[0]?.event).toBe("reset");
+    pruned.close();
+  });
+
+  const COUNT = isSoak ? 600_000 : 20_000;
+  test(`of ${COUNT} events, killed in the middle of the migration → the next start finishes it, with the same rows`, async () => {
+    const dataDir = copyFixture();
+    enlarge(dataDir, COUNT);
+    const undisturbed = tempDir();
+    copyFileSync(databasePath(dataDir), databasePath(undisturbed));
+    const before = storedRows(dataDir).length;
+
+    for (const delay of [60, 90, 120]) await killWhileMigrating(dataDir, delay);
+    const lines: string[] = [];
+    const keep = (line: string) => void lines.push(line);
+    const log = { debug: keep, info: keep, warn: keep, error: keep };
+    await using server = await startAtNow(dataDir, log);
+    const [{ done, total } = { done: -1, total: -1 }] = progress(lines.join("\n"));
+    expect(total).toBe(before);
+    expect(done).toBeGreaterThan(0); // they were killed in the middle, and what they did stays
+    expect(done).toBeLessThan(total);
+    expect(await getJson(server, "/health")).toMatchObject({ events: before });
+    await using wanted = await startAtNow(undisturbed);
+    expect(await foldedRows(server, [".."])).toEqual(await foldedRows(wanted, [".."]));
+    expect(await analyticsOf(server)).toEqual(await analyticsOf(wanted));
+  }, 120_000);
+});
+
+/** Starts a server, and kills it `delayMs` after its log has said that it migrates. */
+async function killWhileMigrating(dataDir: string, delayMs: number): Promise<void> {
+  const child = Bun.spawn({
+    cmd: [process.execPath, join(import.meta.dir, "..", "server.ts")],
+    cwd: dataDir,
+    env: { PATH: process.env.PATH ?? "", PORT: "0", DATA_DIR: dataDir, ...KEEP_ALL },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  const decoder = new TextDecoder();
+  let output = "";
+  for await (const chunk of child.stdout) {
+    output += decoder.decode(chunk, { stream: true });
+    if (progress(output).length > 0 || / on http:/.test(output)) break;
+  }
+  await Bun.sleep(delayMs); // the moment, not a wait for something
+  child.kill("SIGKILL");
+  await child.exited;
+}
+
+/** Deletes sessions, and counts anew what is counted of all. */
+function removeFromSchema1(dataDir: string, sessions: string[]): void {
+  using database = new Database(databasePath(dataDir));
+  database.run("PRAGMA foreign_keys = ON");
+  for (const id of sessions) database.run("DELETE FROM sessions WHERE id = ?", [id]);
+  countUsage(database);
+}
+
+/** Adds `count` tool calls to a file of schema 1, in ten sessions that are two to eight days old. */
+function enlarge(dataDir: string, count: number): void {
+  using database = new Database(databasePath(dataDir));
+  database.run("PRAGMA foreign_keys = ON");
+  database.transaction(() => {
+    database.run(
+      `WITH RECURSIVE serial (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM serial WHERE n < ? - 1)
+       INSERT INTO events (client_id, session_id, type, timestamp, name, call_id, duration_ms, failed, data)
+       SELECT
+         'large/' || n,
+         'large-' || (n % 10),
+         'tool_use',
+         ? + n * 8000,
+         'tool_' || (n % 7),
+         'call_' || n,
+         n % 900,
+         n % 11 = 0,
+         json_object('tool', 'tool_' || (n % 7), 'args', 'step ' || n, 'call_id', 'call_' || n,
+                     'success', json(IIF(n % 11 = 0, 'false', 'true')), 'duration_ms', n % 900)
+       FROM serial`,
+      [count, NOW - 8 * 24 * 3_600_000],
+    );
+    database.run(
+      `INSERT INTO sessions (
+         id, started_at, last_event_at, last_activity_at, last_end_at, asked_at, answered_at,
+         event_count, tool_count, agent_count, error_count, info
+       )
+       SELECT session_id, MIN(timestamp), MAX(timestamp), MAX(timestamp), 0, 0, 0,
+              COUNT(*), COUNT(*), 0, SUM(failed), '{}'
+       FROM events
+       WHERE session_id LIKE 'large-%'
+       GROUP BY session_id`,
+    );
+    countUsage(database);
+  })();
+}
+
+/** What that version counts of the tool calls and of all events of a file, whoever wrote them. */
+function countUsage(database: Database): void {
+  database.run("DELETE FROM usage WHERE type IN ('', 'tool_use')");
+  for (const span of [60_000, 3_600_000])
+    database.run(
+      `INSERT INTO usage (type, span, start, name, count, timed, total_ms, max_ms, errors)
+       SELECT type, ?1, timestamp / ?1 * ?1, name, COUNT(*), COUNT(duration_ms),
+              IFNULL(SUM(duration_ms), 0), MAX(duration_ms), SUM(failed)
+       FROM events
+       WHERE type = 'tool_use'
+       GROUP BY 1, 3, 4`,
+      [span],
+    );
+  database.run(
+    `INSERT INTO usage (type, span, start, name, count, timed, total_ms, max_ms, errors)
+     SELECT '', 60000, timestamp / 60000 * 60000, '', COUNT(*), 0, 0, NULL, SUM(failed)
+     FROM events
+     GROUP BY 1, 3`,
+  );
+}

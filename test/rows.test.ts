@@ -1,0 +1,457 @@
+/** What the dashboard knows and says, without a browser: rows in, what is shown out. */
+
+import { describe, expect, test } from "bun:test";
+import { hashOf, routeOf } from "../dashboard/address.ts";
+import {
+  EVENT_TYPES as LISTED_TYPES,
+  type TelemetryEvent,
+  argsSummary,
+  matchesFilter,
+  readEvent,
+  summaryOf,
+} from "../dashboard/events.ts";
+import {
+  formatAge,
+  formatCost,
+  formatCount,
+  formatDay,
+  formatDuration,
+  formatTime,
+  formatTimeOrDay,
+} from "../dashboard/format.ts";
+import {
+  MAX_FEED_EVENTS,
+  MAX_SESSIONS,
+  MAX_SPANS,
+  type Rows,
+  createRows,
+  hasFailed,
+  isWhole,
+  labelOf,
+  questionOf,
+  spansOf,
+  statusOf,
+  takeEvent,
+  takeFeed,
+  takeFrame,
+  takeSession,
+  takeSpan,
+  takeSpanPage,
+} from "../dashboard/rows.ts";
+import { createCursor } from "../dashboard/stream.ts";
+import { familyOf, sessionList, treeOf } from "../dashboard/tree.ts";
+import { EVENT_TYPES, type Session, type Span } from "../server.ts";
+import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
+
+const MINUTE_MS = 60_000;
+const HOUR_MS = 60 * MINUTE_MS;
+
+let lastId = 1_000;
+
+function event(
+  type: string,
+  data: Record<string, unknown> = {},
+  at = NOW,
+  session_id = "s1",
+): TelemetryEvent {
+  const read = readEvent({ id: ++lastId, type, session_id, timestamp: iso(at), ...data });
+  if (read === null) throw new Error(`not an event: ${type}`);
+  return read;
+}
+
+function rowsWith(...sessions: (Partial<Session> & { id: string })[]): Rows {
+  const rows = createRows();
+  for (const session of sessions) takeSession(rows, sessionRow(session.id, session), 1);
+  return rows;
+}
+
+function entryOf(rows: Rows, id: string) {
+  const entry = rows.sessions.get(id);
+  if (entry === undefined) throw new Error(`${id} is missing`);
+  return entry;
+}
+
+test("EVENT_TYPES lists what the server accepts", () => {
+  expect<string[]>(LISTED_TYPES.toSorted()).toEqual(Object.keys(EVENT_TYPES).toSorted());
+});
+
+describe("readEvent → null for what is no event", () => {
+  test.each([
+    [null],
+    ["text"],
+    [[]],
+    [{}],
+    [{ id: 1, type: "nonsense", session_id: "s", timestamp: "2026-01-01T12:00:00Z" }],
+    [{ id: 1, type: "toString", session_id: "s", timestamp: "2026-01-01T12:00:00Z" }],
+    [{ id: "1", type: "tool_use", session_id: "s", timestamp: "2026-01-01T12:00:00Z" }],
+    [{ id: 1, type: "tool_use", session_id: "s", timestamp: "noon" }],
+  ])("%j", (raw) => {
+    expect(readEvent(raw)).toBeNull();
+  });
+});
+
+describe("the newest row wins", () => {
+  test("a row of an older version changes nothing, one of the same or a newer one does", () => {
+    const rows = createRows();
+    const seen = (tool_count: number, version: number) => {
+      takeSession(rows, sessionRow("s1", { tool_count }), version);
+      return entryOf(rows, "s1").row.tool_count;
+    };
+    expect([seen(5, 50), seen(4, 40), seen(6, 50), seen(7, 51)]).toEqual([5, 5, 6, 7]);
+    takeSpan(rows, spanRow(1, { ended_at: iso(NOW + 9) }), 50);
+    takeSpan(rows, spanRow(1, { ended_at: null }), 49);
+    expect(rows.spans.get(1)?.end).toBe(NOW + 9);
+  });
+
+  test("a deleted session goes with its spans and its events, and a late answer doesn't bring it back", () => {
+    const rows = rowsWith({ id: "s1" }, { id: "s2" });
+    takeSpan(rows, spanRow(1), 10);
+    takeSpan(rows, spanRow(2, { session_id: "s2" }), 10);
+    takeEvent(rows, event("tool_use", { tool: "a" }));
+    const kept = event("session_error", {}, NOW, "s2");
+    takeEvent(rows, kept);
+    takeFrame(rows, { type: "session_deleted", data: '{"session_id":"s1"}', id: kept.id });
+    expect([...rows.sessions.keys()]).toEqual(["s2"]);
+    expect([...rows.spans.keys()]).toEqual([2, kept.id]);
+    expect(rows.feed).toEqual([kept]);
+    takeSession(rows, sessionRow("s1"), kept.id);
+    takeSpan(rows, spanRow(1), kept.id);
+    expect(rows.sessions.has("s1")).toBeFalse();
+    expect(rows.spans.has(1)).toBeFalse();
+    takeSession(rows, sessionRow("s1"), kept.id + 1);
+    expect(rows.sessions.has("s1")).toBeTrue();
+  });
+
+  test("frames: rows have the version of the id before them; what is neither row nor event changes nothing", () => {
+    const rows = createRows();
+    const frame = (type: string, data: unknown, id: number) =>
+      takeFrame(rows, { type, data: JSON.stringify(data), id });
+    const told = event("tool_use", { tool: "a" });
+    frame("tool_use", told.fields, told.id);
+    frame("session", sessionRow("s1", { tool_count: 1 }), told.id);
+    frame("span", spanRow(told.id), told.id);
+    expect(rows.feed).toEqual([told]);
+    expect(entryOf(rows, "s1")).toMatchObject({ version: told.id, row: { tool_count: 1 } });
+    // The stream has come back and has sent no id yet: what it sends is newer than what it has sent.
+    frame("session", sessionRow("s1", { tool_count: 2 }), 0);
+    expect(entryOf(rows, "s1")).toMatchObject({ version: told.id, row: { tool_count: 2 } });
+    const before = structuredClone(rows);
+    for (const type of ["session", "span", "session_deleted", "tool_use"]) {
+      for (const data of [null, 7, [], {}, "text"]) frame(type, data, told.id + 1);
+      takeFrame(rows, { type, data: '{"cut sho', id: told.id + 1 });
+    }
+    expect(rows).toEqual(before);
+  });
+});
+
+test("a stream that was cut goes on before the last batch, whose rows may not all have come", () => {
+  const cursor = createCursor(10);
+  const take = (type: string, id: number) => {
+    cursor.take({ type, id });
+    return cursor.resumeFrom();
+  };
+  expect([take("tool_use", 11), take("tool_use", 12), take("session", 12)]).toEqual([10, 10, 10]);
+  expect([take("span", 12), take("tool_use", 13), take("session", 13)]).toEqual([10, 12, 12]);
+  expect([take("session_deleted", 13), take("tool_use", 14)]).toEqual([12, 13]);
+});
+
+describe("spans", () => {
+  test("a session's spans are in the order of their starts, also where a row moves one", () => {
+    const rows = rowsWith({ id: "s1" });
+    const at = (id: number, start: number) =>
+      takeSpan(rows, spanRow(id, { started_at: iso(NOW + start), ended_at: iso(NOW + 99) }), 1);
+    at(1, 10);
+    at(2, 5);
+    at(3, 20);
+    at(1, 30);
+    expect(spansOf(rows, "s1").tool.map(({ row }) => row.id)).toEqual([2, 3, 1]);
+    expect(spansOf(rows, "nowhere").tool).toEqual([]);
+  });
+
+  test("they are bounded; the newest stay, and what is open, and those of the open page", () => {
+    const rows = rowsWith({ id: "s0" }, { id: "page" });
+    rows.pinned = new Set(["page"]);
+    takeSpan(rows, spanRow(1, { session_id: "s0", kind: "agent", ended_at: null }), 1);
+    takeSpan(rows, spanRow(2, { session_id: "page" }), 1);
+    const count = MAX_SPANS * 2;
+    for (let id = 3; id < count; id++) {
+      const time = iso(NOW + id);
+      const row = { session_id: `s${id % 9}`, started_at: time, ended_at: time };
+      takeSpan(rows, spanRow(id, row), 1);
+      takeSession(rows, sessionRow(row.session_id), 1);
+    }
+    expect(rows.spans.size).toBeLessThanOrEqual(MAX_SPANS);
+    expect(rows.spans.has(count - 1)).toBeTrue();
+    expect([rows.spans.has(1), rows.spans.has(2), rows.spans.has(3)]).toEqual([true, true, false]);
+    const kept = [...rows.sessions.keys()].flatMap((id) => Object.values(spansOf(rows, id)).flat());
+    expect(kept).toHaveLength(rows.spans.size);
+    expect(rows.coveredFrom).toBeGreaterThan(NOW);
+    expect(rows.spans.has(rows.oldestSpanId - 1)).toBeFalse();
+    expect(rows.spans.has(rows.oldestSpanId)).toBeTrue();
+  });
+
+  test("a page says from when on they are loaded; an empty one, that all are", () => {
+    const rows = rowsWith({ id: "s1" }, { id: "s2", started_at: iso(NOW + MINUTE_MS) });
+    takeSpanPage(rows, [spanRow(9, { ended_at: iso(NOW + 90) }), spanRow(7)], 10);
+    expect(rows).toMatchObject({ oldestSpanId: 7, coveredFrom: NOW });
+    expect(isWhole(rows, entryOf(rows, "s1"))).toBeFalse();
+    expect(isWhole(rows, entryOf(rows, "s2"))).toBeTrue();
+    takeSpanPage(rows, [], 10);
+    expect(rows).toMatchObject({ oldestSpanId: 0, coveredFrom: 0 });
+    expect(isWhole(rows, entryOf(rows, "s1"))).toBeTrue();
+  });
+});
+
+test("sessions are bounded: those that ended longest ago go first, those that wait stay", () => {
+  const rows = rowsWith(
+    { id: "waits", waiting_since: iso(NOW - HOUR_MS), last_event_at: iso(NOW - HOUR_MS) },
+    { id: "works", last_event_at: iso(NOW - HOUR_MS) },
+  );
+  for (let index = 0; index < MAX_SESSIONS; index++) {
+    const last_event_at = iso(NOW + index);
+    takeSession(rows, sessionRow(`s${index}`, { status: "completed", last_event_at }), 1);
+  }
+  expect(rows.sessions.size).toBeLessThanOrEqual(MAX_SESSIONS);
+  const ids = ["waits", "works", "s0", `s${MAX_SESSIONS - 1}`];
+  expect(ids.map((id) => rows.sessions.has(id))).toEqual([true, true, false, true]);
+});
+
+describe("the feed", () => {
+  test("an event that is here already changes nothing; the latest are kept", () => {
+    const rows = createRows();
+    const told = event("tool_use", { tool: "a" });
+    takeEvent(rows, told);
+    takeEvent(rows, told);
+    expect(rows.feed).toEqual([told]);
+    for (let index = 0; index < MAX_FEED_EVENTS * 2; index++) takeEvent(rows, event("voice_sent"));
+    expect(rows.feed.length).toBeLessThanOrEqual(MAX_FEED_EVENTS * 1.25);
+    expect(rows.feed.at(-1)?.id).toBe(lastId);
+  });
+
+  test("what went wrong and is no call is marked in the timeline", () => {
+    const rows = rowsWith({ id: "s1" });
+    const page = [event("session_error", { error: "overloaded" }), event("message_user")];
+    takeFeed(rows, page.toReversed());
+    takeEvent(rows, event("security_warn", { reason: "odd" }));
+    expect(rows.feed.map(({ type }) => type)).toEqual([
+      "session_error",
+      "message_user",
+      "security_warn",
+    ]);
+    expect(spansOf(rows, "s1").mark.map(({ row }) => [row.name, row.error, row.text])).toEqual([
+      ["session_error", "overloaded", null],
+      ["security_warn", null, "odd"],
+    ]);
+  });
+
+  test("a call's line is red where its span failed: that of its end, not that of its start", () => {
+    const rows = rowsWith({ id: "s1" });
+    const begun = event("tool_start", { tool: "a", call_id: "c" }, NOW);
+    const ended = event("tool_use", { tool: "a", call_id: "c", success: true }, NOW + 9);
+    const alone = event("tool_use", { tool: "a", success: false }, NOW + 9);
+    const row = { call_id: "c", ended_at: iso(NOW + 9), outcome: "failed" } as const;
+    takeSpan(rows, spanRow(begun.id, row), lastId);
+    takeSpan(rows, spanRow(alone.id, { ended_at: iso(NOW + 9), outcome: "ok" }), lastId);
+    expect([begun, ended, alone].map((told) => hasFailed(rows, told))).toEqual([
+      false,
+      true,
+      false,
+    ]);
+  });
+
+  test.each<[string, Record<string, unknown>, boolean]>([
+    ["tool_use", { error: false }, false],
+    ["tool_use", { error: "exit 1" }, true],
+    ["tool_use", { error: "a warning", success: true }, false],
+    ["tool_use", { outcome: "denied", success: false }, false],
+    ["agent_complete", { success: false }, true],
+    ["message_user", {}, false],
+    ["session_error", {}, true],
+    ["tool_blocked", { reason: "rm -rf" }, true],
+    ["security_block", {}, true],
+    ["security_warn", {}, false],
+  ])("without a span: %s %j → %p", (type, data, expected) => {
+    expect(hasFailed(createRows(), event(type, { tool: "a", ...data }))).toBe(expected);
+  });
+
+  test("its filter: type, failures, tool, session, text anywhere", () => {
+    const call = event("tool_use", { tool: "mcp_bash", args: { x: "Needle" } });
+    const all = { type: null, tool: "", sessionId: null, text: "" } as const;
+    const isMatch = (filter: object) => matchesFilter(call, { ...all, ...filter }, () => true);
+    expect(isMatch({})).toBeTrue();
+    expect(isMatch({ type: "failed", tool: "BASH", text: "needle" })).toBeTrue();
+    expect(matchesFilter(call, { ...all, type: "failed" }, () => false)).toBeFalse();
+    expect(isMatch({ type: "agent_spawn" })).toBeFalse();
+    expect(isMatch({ sessionId: "other" })).toBeFalse();
+    expect(isMatch({ text: "haystack" })).toBeFalse();
+  });
+});
+
+describe("the list of sessions", () => {
+  const ids = (rows: Rows, filter = {}, open: string[] = []) =>
+    sessionList(treeOf(rows), { text: "", status: null, ...filter }, new Set(open)).map((line) =>
+      line.kind === "session"
+        ? `${"-".repeat(line.depth)}${line.session.row.id}`
+        : `+${line.count}`,
+    );
+  const at = (ms: number) => ({ started_at: iso(NOW + ms), last_event_at: iso(NOW + ms) });
+  const below = { parent_session_id: "a" };
+  const family = () =>
+    rowsWith(
+      { id: "a", ...at(0), info: { title: "Fix the login" } },
+      { id: "b", ...at(5), info: { title: "Write notes" } },
+      { id: "a1", ...at(6), ...below },
+      { id: "a2", ...at(7), ...below, status: "completed" },
+    );
+
+  test("latest activity first, a child keeps its parent up; ended children are folded away", () => {
+    expect(ids(family())).toEqual(["a", "-a1", "+1", "b"]);
+    expect(ids(family(), {}, ["a"])).toEqual(["a", "-a1", "+1", "-a2", "b"]);
+  });
+
+  test("a filter finds ended children too, and shows their parent", () => {
+    expect(ids(family(), { status: "completed" })).toEqual(["a", "-a2"]);
+    expect(ids(family(), { text: "LOGIN" })).toEqual(["a"]);
+    expect(ids(family(), { text: "nowhere" })).toEqual([]);
+  });
+
+  test("what goes on below an ended session isn't folded away", () => {
+    const rows = family();
+    takeSession(rows, sessionRow("a21", { parent_session_id: "a2", ...at(8) }), 1);
+    expect(ids(rows)).toEqual(["a", "-a1", "-a2", "--a21", "b"]);
+  });
+
+  test("sessions that name each other as parents are all shown, once, under the first of them", () => {
+    const rows = rowsWith(
+      { id: "y", ...at(1), parent_session_id: "x" },
+      { id: "x", ...at(0), parent_session_id: "y" },
+      { id: "z", ...at(2), parent_session_id: "z" },
+      { id: "orphan", ...at(3), parent_session_id: "gone" },
+    );
+    expect(ids(rows)).toEqual(["orphan", "z", "x", "-y"]);
+    for (const id of ["x", "y"]) expect([...familyOf(rows, id)].toSorted()).toEqual(["x", "y"]);
+  });
+
+  const COUNT = 2_000;
+  test.each([
+    ["chain", null],
+    ["circle", `s${COUNT - 1}`],
+  ])("a %s of 2,000 parents: all are shown, from one tree for a revision", (_, first) => {
+    const rows = createRows();
+    for (let index = 0; index < COUNT; index++) {
+      const parent_session_id = index === 0 ? first : `s${index - 1}`;
+      takeSession(rows, sessionRow(`s${index}`, { ...at(index), parent_session_id }), 1);
+    }
+    const lines = sessionList(treeOf(rows), { text: "", status: null }, new Set());
+    expect(lines).toHaveLength(COUNT);
+    expect(lines.at(-1)).toMatchObject({ depth: COUNT - 1 });
+    expect(familyOf(rows, "s0").size).toBe(COUNT);
+    expect(treeOf(rows)).toBe(treeOf(rows));
+    const before = treeOf(rows);
+    takeSession(rows, sessionRow("s5", { ...at(5), status: "completed" }), 2);
+    expect(treeOf(rows)).not.toBe(before);
+  });
+});
+
+describe("words", () => {
+  test("waiting is told apart from active; what it asks is the text of its oldest open wait", () => {
+    const rows = rowsWith({ id: "s1", waiting_since: iso(NOW) }, { id: "s2", status: "stale" });
+    const wait = (id: number, row: Partial<Span>) =>
+      takeSpan(rows, spanRow(id, { kind: "wait", name: "permission", ...row }), 1);
+    wait(1, { text: "answered" });
+    wait(2, { text: "rm -rf dist", ended_at: null });
+    wait(3, { text: "later", started_at: iso(NOW + 5), ended_at: null });
+    expect(statusOf(entryOf(rows, "s1"))).toBe("waiting");
+    expect(statusOf(entryOf(rows, "s2"))).toBe("stale");
+    expect(questionOf(rows, entryOf(rows, "s1"))).toBe("rm -rf dist");
+    const now = { kind: "wait", name: "question", text: "Which?", started_at: iso(NOW) } as const;
+    takeSession(rows, sessionRow("s2", { waiting_since: iso(NOW), now }), 1);
+    expect(questionOf(rows, entryOf(rows, "s2"))).toBe("Which?");
+  });
+
+  test("a session's name: title, or directory, or the tail of its id", () => {
+    const id = "ses_dfcfdbf59ffenf7L";
+    const name = (info: Session["info"]) => labelOf(entryOf(rowsWith({ id, info }), id));
+    expect(name({ title: "Fix it", directory: "/a/b" })).toBe("Fix it");
+    expect(name({ title: " ", directory: "/home/dev/shop/" })).toBe("shop");
+    expect(name({ title: 7 })).toBe("…9ffenf7L");
+  });
+
+  test.each<[string, Record<string, unknown>, string | null]>([
+    ["tool_use", { args: '{"command":"ls -l","cwd":"/"}' }, "ls -l"],
+    ["tool_use", { args: "{}", error: false }, null],
+    ["tool_use", { args: "{}", error: "exit 1" }, "exit 1"],
+    ["tool_start", { args: { pattern: "x" } }, "started: x"],
+    ["model_response", { model: "opus" }, "opus"],
+    ["retry", { message: "overloaded", attempt: 2 }, "overloaded"],
+    ["session_compacted", {}, null],
+  ])("%s %j in one line: %p", (type, data, expected) => {
+    expect(summaryOf(event(type, data))).toBe(expected);
+  });
+
+  test.each<[unknown, string | null]>([
+    [{ a: 1 }, '{"a":1}'],
+    [null, null],
+    ['{"filePath":"a/b.ts","oldString":"cut sho', "a/b.ts"],
+    ['{"command":"echo \\"hi\\" && cut sho', 'echo "hi" && cut sho'],
+    ['{"n":1,"x":"cut sho', '{"n":1,"x":"cut sho'],
+  ])("argsSummary %j → %p", (args, expected) => {
+    expect(argsSummary(args)).toBe(expected);
+  });
+
+  test.each<[number | null, string]>([
+    [null, "–"],
+    [0, "0 ms"],
+    [0.4, "<1 ms"],
+    [150, "150 ms"],
+    [999.6, "1.0 s"],
+    [1_234, "1.2 s"],
+    [9_960, "10 s"],
+    [44_400, "44 s"],
+    [59_960, "1 m 00 s"],
+    [184_000, "3 m 04 s"],
+    [7_500_000, "2 h 05 m"],
+    [273_600_000, "3 d 4 h"],
+  ])("formatDuration %p → %s", (ms, expected) => {
+    expect(formatDuration(ms)).toBe(expected);
+  });
+
+  test("a time of the last twelve hours, also of yesterday's; before them the day", () => {
+    expect(formatTimeOrDay(NOW - 11 * HOUR_MS, NOW)).toBe(formatTime(NOW - 11 * HOUR_MS));
+    expect(formatTimeOrDay(NOW - 13 * HOUR_MS, NOW)).toBe(formatDay(NOW - 13 * HOUR_MS));
+  });
+
+  test("what isn't known is a dash, never 0", () => {
+    expect([formatCount(null), formatCost(null)]).toEqual(["–", "–"]);
+    expect([formatCost(0), formatCost(0.004), formatCost(1.239)]).toEqual([
+      "$0.00",
+      "<$0.01",
+      "$1.24",
+    ]);
+    expect([formatAge(500), formatAge(61_000), formatAge(26 * HOUR_MS)]).toEqual([
+      "now",
+      "1 m",
+      "1 d",
+    ]);
+  });
+});
+
+describe("the address", () => {
+  test("route → hash → route", () => {
+    const route = {
+      sessionId: "a/b?c #d",
+      filter: { type: "tool_use", tool: "mcp_bash", sessionId: "x&y", text: "50 % = ½" },
+    } as const;
+    expect(routeOf(hashOf(route))).toEqual(route);
+  });
+
+  test("what it doesn't understand is left out", () => {
+    const none = { type: null, tool: "", sessionId: null, text: "" };
+    expect(routeOf("")).toEqual({ sessionId: null, filter: none });
+    expect(routeOf("#/session/%E0%A4?type=nonsense")).toEqual({
+      sessionId: "%E0%A4",
+      filter: none,
+    });
+    expect(hashOf(routeOf("#/elsewhere"))).toBe("#/");
+  });
+});
