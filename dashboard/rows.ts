@@ -181,9 +181,14 @@ export function takeSpanPage(rows: Rows, page: readonly Span[], version: number)
   for (const row of page) takeSpan(rows, row, version);
 }
 
-/** All spans of this session are here: no page has to be asked for. */
-export function isWhole(rows: Rows, { row, startedAt }: SessionEntry): boolean {
-  return rows.cursors.get(row.id) === 0 || startedAt > rows.coveredFrom;
+/**
+ * All spans of this session are here: no page has to be asked for. What time is covered doesn't say
+ * it: events that came late have newer ids than those of a session that began after them.
+ */
+export function isWhole(rows: Rows, { row }: SessionEntry): boolean {
+  if (rows.cursors.get(row.id) === 0 || rows.oldestSpanId === 0) return true;
+  const { tool, agent } = spansOf(rows, row.id);
+  return tool.length >= row.tool_count && agent.length >= row.agent_count;
 }
 
 function groupOf(rows: Rows, sessionId: string): SpanGroup {

@@ -264,6 +264,8 @@ const MAKERS: Record<string, [weight: number, make: Make]> = {
 const TYPES = Object.keys(MAKERS);
 const TOTAL_WEIGHT = TYPES.reduce((sum, type) => sum + weightOf(type), 0);
 
+const FAMILY_TYPES = ["session_start", "session_update", "model_response", "agent_complete"];
+
 function weightOf(type: string): number {
   return MAKERS[type]?.[0] ?? 0;
 }
@@ -303,7 +305,10 @@ function makeHistory(
   random: Random,
 ): PostedEvent[][] {
   const d = dice(random);
-  const sessions = ["a", "b", "c"].slice(0, d.pick([1, 1, 2, 3])).map((name) => prefix + name);
+  const isFamily = d.chance(0.2); // whose parents change, and with them the totals of others
+  const sessions = ["a", "b", "c"]
+    .slice(0, isFamily ? 3 : d.pick([1, 1, 2, 3]))
+    .map((name) => prefix + name);
   const pools = times.map((now) => timesBefore(now, d));
   const phases: PostedEvent[][] = times.map(() => []);
   const all: PostedEvent[] = [];
@@ -311,7 +316,7 @@ function makeHistory(
   const count = d.pick([1, 2, 3, 4, 5, 6, 7, 9, 12, 20]);
   for (let serial = 0; serial < count; serial++) {
     const phase = firstOnly ? 0 : d.pick([0, 0, ...times.keys()]);
-    const type = pickType(random);
+    const type = isFamily && d.chance(0.5) ? d.pick(FAMILY_TYPES) : pickType(random);
     const at = d.pick(pools[d.chance(0.6) ? phase : 0] ?? []);
     const event: PostedEvent = {
       ...(d.chance(0.4) ? { id: `${serial}` } : {}),

@@ -191,11 +191,18 @@ describe("spans", () => {
   });
 
   test("a page says from when on they are loaded; an empty one, that all are", () => {
-    const rows = rowsWith({ id: "s1" }, { id: "s2", started_at: iso(NOW + MINUTE_MS) });
+    const later = { started_at: iso(NOW + MINUTE_MS), tool_count: 1 };
+    const rows = rowsWith(
+      { id: "s1", tool_count: 3 },
+      { id: "s2", tool_count: 0 },
+      { id: "s3", ...later },
+    );
     takeSpanPage(rows, [spanRow(9, { ended_at: iso(NOW + 90) }), spanRow(7)], 10);
     expect(rows).toMatchObject({ oldestSpanId: 7, coveredFrom: NOW });
     expect(isWhole(rows, entryOf(rows, "s1"))).toBeFalse();
     expect(isWhole(rows, entryOf(rows, "s2"))).toBeTrue();
+    // It began within what is covered, but late events of others have pushed its call off the page.
+    expect(isWhole(rows, entryOf(rows, "s3"))).toBeFalse();
     takeSpanPage(rows, [], 10);
     expect(rows).toMatchObject({ oldestSpanId: 0, coveredFrom: 0 });
     expect(isWhole(rows, entryOf(rows, "s1"))).toBeTrue();
