@@ -888,7 +888,7 @@ const MIGRATIONS = [
    CREATE UNIQUE INDEX events_client_id ON events (client_id, session_id) WHERE client_id IS NOT NULL;
    DROP INDEX IF EXISTS events_type; -- most events are of these four: a page of one is found without
    CREATE INDEX events_type ON events (type)
-     WHERE type NOT IN ('tool_use', 'tool_start', 'model_request', 'model_response');
+     WHERE type <> 'tool_use' AND type <> 'tool_start' AND type <> 'model_request' AND type <> 'model_response';
    DROP INDEX IF EXISTS events_agent_call;
    CREATE INDEX events_pairing ON events (session_id, name, timestamp) WHERE type = 'agent_complete' AND call_id IS NULL;
 
@@ -974,7 +974,7 @@ const MIGRATIONS = [
      total_ms  INTEGER NOT NULL,
      waited_ms INTEGER NOT NULL,
      errors    INTEGER NOT NULL,
-     steps     BLOB    NOT NULL, -- of durations less what was waited: pairs of a step and a count, 32 bits each
+     steps     BLOB    NOT NULL, -- of durations less what was waited: pairs of a step and a count, 16 bits each
      PRIMARY KEY (kind, period_ms, start, name)
    ) WITHOUT ROWID;
    CREATE TABLE unfolded (next_id INTEGER NOT NULL);
@@ -1078,7 +1078,10 @@ function createUsage(db: Database) {
       const row = select.get(key) ?? { ...key, ...NO_USAGE, steps: new Uint8Array() };
       cell = { row, counts: new Uint32Array(MAX_STEPS) };
       const pairs = stepPairs(row.steps);
-      for (let i = 0; i < pairs.length; i += 2) cell.counts[pairs[i] ?? 0] = pairs[i + 1] ?? 0;
+      for (let i = 0; i < pairs.length; i += 2) {
+        const [step = 0, count = 0] = [pairs[i], pairs[i + 1]];
+        cell.counts[step] = (cell.counts[step] ?? 0) + count;
+      }
       cached.set(text, cell);
     }
     changed.add(cell);
@@ -1124,8 +1127,10 @@ function createUsage(db: Database) {
     flush(): void {
       for (const { row, counts } of changed) {
         const pairs: number[] = [];
-        for (const [step, count] of counts.entries()) if (count > 0) pairs.push(step, count);
-        row.steps = new Uint8Array(Uint32Array.from(pairs).buffer);
+        for (let step = 0; step < MAX_STEPS; step++)
+          for (let left = counts[step] ?? 0; left > 0; left -= MAX_STEP_COUNT)
+            pairs.push(step, Math.min(left, MAX_STEP_COUNT));
+        row.steps = new Uint8Array(new Uint16Array(pairs).buffer);
         write.run(row);
       }
       changed.clear();
@@ -1134,9 +1139,12 @@ function createUsage(db: Database) {
   };
 }
 
+/** Of a step in one pair; where there are more, the step comes again. */
+const MAX_STEP_COUNT = 65_535;
+
 /** Pairs of a step and a count. */
-function stepPairs(steps: Uint8Array): Uint32Array {
-  return new Uint32Array(steps.slice().buffer); // a copy begins at a multiple of four
+function stepPairs(steps: Uint8Array): Uint16Array {
+  return new Uint16Array(steps.slice().buffer); // a copy begins at an even address
 }
 
 // -- Sessions
@@ -1728,7 +1736,15 @@ function createWriter(db: Database, keys: ReturnType<typeof createKeys>) {
     const known = exported_id === null ? null : selectExported.get({ id: exported_id, session_id });
     if (known !== null) return known.id;
     const { changes, lastInsertRowid } = insertEvent.run({
-      ...{ client_id, session_id, type, timestamp, name, call_id, duration_ms, failed, data },
+      client_id,
+      session_id,
+      type,
+      timestamp,
+      name,
+      call_id,
+      duration_ms,
+      failed,
+      data,
     });
     if (changes === 0) return selectByClientId.get({ client_id, session_id })?.id ?? 0;
     const id = Number(lastInsertRowid);
@@ -1741,6 +1757,13 @@ function createWriter(db: Database, keys: ReturnType<typeof createKeys>) {
     sessions,
     commit,
     forget,
+    /** In a transaction: an agent of this session was deleted, and may have failed. */
+    excuse(id: string): void {
+      sessions.excuse(id);
+      sessions.flush();
+      sessions.settle(false);
+      usage.flush();
+    },
     /**
      * Stores the events of `posts` in one transaction: all, or none and the error of SQLite. An event
      * whose id is known in its session adds nothing; it is answered with the id first given.
@@ -1836,7 +1859,7 @@ const MAX_ANSWER_CHARS = 4 * 1024 * 1024;
 const BULK_TYPES = new Set<string>(["tool_use", "tool_start", "model_request", "model_response"]);
 /** So worded that SQLite sees that its partial index serves. */
 const INDEXED_TYPE =
-  "type = $type AND type NOT IN ('tool_use', 'tool_start', 'model_request', 'model_response')";
+  "type = $type AND type <> 'tool_use' AND type <> 'tool_start' AND type <> 'model_request' AND type <> 'model_response'";
 const SUMMED = ["count", "timed", "total_ms", "waited_ms", "errors"] as const;
 const SQL_ORDER = { "oldest first": "ASC", "newest first": "DESC" } satisfies Record<Order, string>;
 
@@ -2376,7 +2399,7 @@ export type Deletion = {
 
 function createRetention(
   db: Database,
-  { sessions, commit, forget }: ReturnType<typeof createWriter>,
+  { sessions, commit, forget, excuse }: ReturnType<typeof createWriter>,
   keys: ReturnType<typeof createKeys>,
 ) {
   const sql = <Row>(text: string) => db.query<Row, Binds>(text);
@@ -2395,6 +2418,10 @@ function createRetention(
      WHERE events.session_id = $id AND events.id <= $last`,
   );
   const selectSpan = sql<SpanRow>("SELECT * FROM spans WHERE id = $id");
+  const selectChildren = sql<{ child: string }>(
+    `SELECT DISTINCT child_session_id AS child FROM events CROSS JOIN spans ON spans.id = events.id
+     WHERE events.session_id = $id AND child_session_id IS NOT NULL`,
+  );
   const deleteEvents = sql("DELETE FROM events WHERE session_id = $id AND id <= $last");
   const deleteKeys = sql("DELETE FROM span_keys WHERE session_id = $id");
   const deleteSession = sql("DELETE FROM sessions WHERE id = $id");
@@ -2473,8 +2500,10 @@ function createRetention(
       eventCount += Math.min(event_count, PRUNE_ROWS);
       if (!isWhole) deleteOldest(id, last);
       else {
+        const children = selectChildren.all({ id });
         deleteSession.run({ id });
         deleteKeys.run({ id });
+        for (const { child } of children) excuse(child);
         sessionCount++;
       }
     } while (performance.now() < until);
@@ -2751,6 +2780,10 @@ const PAGE_CHARS = 64 * 1024;
  * page a turn it would stay behind for as long as 16 posters of batches go on.
  */
 const PAGES_PER_TURN = 4;
+/** Of a page that its rows follow: each may be a row of a session, a tenth of a millisecond. */
+const PAGE_ROWS_WITH_ROWS = 100;
+/** A batch that changes more rows than this goes to who wants rows page by page, from the log. */
+const MAX_LIVE_ROWS = 200;
 /** Under the idle timeout of the server, and of proxies. */
 const HEARTBEAT_MS = 15 * SECOND_MS;
 /** How long a browser waits before it comes back. */
@@ -2887,7 +2920,8 @@ export function createHub(
       send(subscriber, encoder.encode(resetFrame(DELETED, subscriber.cursor)));
     }
     const filter = { after: subscriber.cursor, before: null, sessionId, type: null };
-    const { events, done } = store.page(filter, "oldest first", PAGE_ROWS, PAGE_CHARS);
+    const limit = hasRows ? PAGE_ROWS_WITH_ROWS : PAGE_ROWS;
+    const { events, done } = store.page(filter, "oldest first", limit, PAGE_CHARS);
     let frames = eventFrames(events);
     if (hasRows)
       frames = [
@@ -2905,9 +2939,10 @@ export function createHub(
   }
 
   /** What a stream waits for after a page, so that others have their turn. */
-  function afterPage(): Promise<void> | undefined {
+  function afterPage(hasRows = false): Promise<void> | undefined {
     if (pagesThisTurn === 0) setImmediate(() => (pagesThisTurn = 0));
-    if (++pagesThisTurn < PAGES_PER_TURN) return;
+    pagesThisTurn += hasRows ? PAGES_PER_TURN : 1;
+    if (pagesThisTurn < PAGES_PER_TURN) return;
     return new Promise((resolve) => setImmediate(resolve));
   }
 
@@ -2925,7 +2960,7 @@ export function createHub(
   /** The rows of the events up to `cursor`: its connection may have been cut between the two. */
   function rowsBefore(cursor: number, sessionId: string | null): Frame[] {
     const filter = { after: null, before: cursor + 1, sessionId, type: null };
-    const { events } = store.page(filter, "newest first", PAGE_ROWS, PAGE_CHARS);
+    const { events } = store.page(filter, "newest first", MAX_LIVE_ROWS, PAGE_CHARS);
     return rowFrames(store.changedBy(events));
   }
 
@@ -2990,7 +3025,7 @@ export function createHub(
         pull() {
           if (subscriber.isLive) return;
           guarded(subscriber, () => fill(subscriber));
-          return afterPage();
+          return afterPage(hasRows);
         },
         cancel: () => void subscribers.delete(subscriber),
       };
@@ -3028,6 +3063,12 @@ export function createHub(
      */
     publish(events: StoredEvent[], changed: Changed): void {
       if (subscribers.size === 0) return;
+      if (changed.sessionIds.size + changed.spanIds.size > MAX_LIVE_ROWS)
+        for (const subscriber of subscribers)
+          if (subscriber.hasRows && subscriber.isLive) {
+            subscriber.isLive = false;
+            send(subscriber, HEARTBEAT); // so that its stream asks for the first page
+          }
       for (let at = 0; at < events.length; at += PAGE_ROWS) {
         const page = events.slice(at, at + PAGE_ROWS);
         const reached = broadcast(eventFrames(page), () => (at === 0 ? rowFrames(changed) : []));

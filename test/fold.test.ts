@@ -48,7 +48,7 @@ const SHRINK_MS = 60_000;
 const TIMEOUT_MS = 240_000 * SCALE;
 
 const STREAM_GROUPS = 6 * SCALE;
-const HISTORIES_PER_STREAM = 30;
+const HISTORIES_PER_STREAM = 60;
 const ORDER_GROUPS = 2 * SCALE;
 const HISTORIES_PER_ORDER = 50;
 
@@ -401,12 +401,16 @@ function interleaved<T>(lists: T[][], random: Random): T[] {
 }
 
 /** Posts of one batch, or of a few that are under way at once. */
-function inBatches(events: PostedEvent[], { pick, chance }: Dice): PostedEvent[][][] {
+function inBatches(
+  events: PostedEvent[],
+  { pick, chance }: Dice,
+  sizes = [1, 2, 10, 50, 200],
+): PostedEvent[][][] {
   const posts: PostedEvent[][][] = [];
   for (let from = 0; from < events.length;) {
     const batches: PostedEvent[][] = [];
     for (let width = chance(0.3) ? 3 : 1; width > 0 && from < events.length; width--) {
-      const size = pick([1, 2, 10, 50, 200]);
+      const size = pick(sizes);
       batches.push(events.slice(from, from + size));
       from += size;
     }
@@ -824,6 +828,11 @@ function historyOf({ session_id }: PostedEvent): string {
   return session_id.split("-").slice(0, 2).join("-");
 }
 
+/** There for its number alone. */
+function isFiller({ session_id }: PostedEvent): boolean {
+  return session_id.includes("-many-");
+}
+
 /** `script` without the events that aren't wanted. */
 function onlyEvents(
   script: Step[],
@@ -843,14 +852,20 @@ function onlyEvents(
 
 /** A script to read, and to do again by hand. */
 function printed(script: Step[]): string {
+  const line = (event: PostedEvent) =>
+    `    ${JSON.stringify(event)}`.replaceAll(LONG_TEXT, "LONG_TEXT");
   return script
     .map((step) => {
       if (step.do === "clock") return `clock ${new Date(step.now).toISOString()}`;
+      if (step.do === "disconnect") return `disconnect after ${step.share} of what has come`;
       if (step.do !== "post") return step.do;
-      const lines = step.batches.map((batch) =>
-        batch.map((event) => `    ${JSON.stringify(event)}`),
+      const batches = step.batches.map((batch) =>
+        [
+          ...batch.slice(0, 100).map(line),
+          ...(batch.length > 100 ? [`    and ${batch.length - 100} more`] : []),
+        ].join("\n"),
       );
-      return `post\n${lines.map((batch) => batch.join("\n")).join("\n  and at once\n")}`;
+      return `post\n${batches.join("\n  and at once\n")}`;
     })
     .join("\n");
 }
@@ -863,7 +878,7 @@ async function failure(
 ): Promise<Error> {
   // Mostly one history is enough.
   const alone = [...new Set(eventsOf(script).map(historyOf))].map((history) =>
-    onlyEvents(script, (event) => historyOf(event) === history),
+    onlyEvents(script, (event) => historyOf(event) === history || isFiller(event)),
   );
   let failing: Step[] | null = null;
   await inLanes(alone.length, async (index) => {
@@ -889,23 +904,40 @@ async function inLanes(count: number, job: (index: number) => Promise<void>): Pr
 /** How long a row may take that time alone has changed. */
 const PATIENCE_MS = 6_000;
 
-/** `script` with a client of the stream; it compares before the first jump in time, and at the end. */
-function withClient(script: Step[], random: Random): Step[] {
+/**
+ * `script`, in smaller posts, with a client of the stream that compares at times, and at the end. In
+ * the last jump in time it is there, in the others it isn't: it may not go in the seconds after one, in
+ * which a server tells what time has changed.
+ *
+ * @param session_id of the events after which it goes, at times
+ */
+function withClient(script: Step[], session_id: string, random: Random): Step[] {
   const d = dice(random);
-  const jump = script.findIndex((step, index) => step.do === "clock" && index > 0);
-  const steps = [...script.slice(0, jump), { do: "compare" } as const, ...script.slice(jump)];
+  const isClock = ({ do: what }: Step) => what === "clock";
+  const lastJump = script.findLastIndex(isClock);
+  const notes: Step = { do: "post", batches: [manyNotes(session_id)] };
   let isConnected = false;
-  return steps.flatMap((step, index): Step[] => {
-    if (step.do === "compare" && index !== jump && index !== steps.length - 1) return [];
-    const isMoved = step.do === "compare" ? !isConnected : d.chance(0.2);
-    if (isConnected && (isMoved || step.do === "restart")) {
-      isConnected = false;
-      return [{ do: "disconnect", share: d.chance(0.5) ? 1 : random() }, step];
-    }
-    if (isConnected || !isMoved || step.do === "restart") return [step];
-    isConnected = true;
-    return [{ do: "connect" }, step];
+  function turn(): Step[] {
+    isConnected = !isConnected;
+    if (isConnected) return [{ do: "connect" }];
+    const share = d.chance(0.5) ? 1 : random();
+    return [...(d.chance(0.5) ? [notes] : []), { do: "disconnect", share }];
+  }
+  return script.flatMap((step, index): Step[] => {
+    if (step.do === "compare") return index > lastJump ? [step] : [];
+    if (step.do !== "post") return isConnected === index >= lastJump ? [step] : [...turn(), step];
+    const posts = step.batches.flatMap((events) => inBatches(events, d, [1, 2, 5, 10]));
+    return posts.flatMap((batches): Step[] => {
+      const turned = d.chance(0.1) ? turn() : [];
+      const compared: Step[] = isConnected && d.chance(0.3) ? [{ do: "compare" }] : [];
+      return [...turned, { do: "post", batches }, ...compared];
+    });
   });
+}
+
+/** More events than a client that returns is told the rows of once more. */
+function manyNotes(session_id: string): PostedEvent[] {
+  return Array.from({ length: 600 }, () => ({ type: "voice_sent", session_id }));
 }
 
 /**
@@ -1103,7 +1135,11 @@ test.concurrent(
   async () => {
     await inLanes(STREAM_GROUPS, async (index) => {
       const seed = 10_001 + index;
-      const script = withClient(makeScript(seed, HISTORIES_PER_STREAM), seededRandom(seed));
+      const script = withClient(
+        makeScript(seed, HISTORIES_PER_STREAM),
+        `${seed}-many-b`,
+        seededRandom(seed),
+      );
       const message = await disagreementOfStream(script);
       if (message !== null) throw await failure(seed, script, message, disagreementOfStream);
     });

@@ -387,7 +387,7 @@ async function restarted(
 }
 
 describe("retention", () => {
-  test("a spawn that comes after its completion's figures were pruned → no figure below zero", async () => {
+  test("a spawn that comes after its completion's figures were pruned → takes nothing from those that are kept", async () => {
     await using started = new AsyncDisposableStack();
     const server = await restarted(
       started,
@@ -408,12 +408,22 @@ describe("retention", () => {
       "the figures to be pruned",
     );
     const late = { subagent_type: "Late", call_id: "c1", duration_ms: 5_000 };
-    await post("s1", [[11 * HOUR_MS, "agent_spawn", late]], server);
-    const { agents } = await getJson<{ agents: Usage[] }>(server, "/api/analytics/agents");
-    for (const row of agents)
-      for (const value of Object.values(row))
-        if (typeof value === "number") expect(value).toBeGreaterThanOrEqual(0);
-    expect(await sessionOf("s1", server)).toMatchObject({ agent_count: 1, error_count: 0 });
+    const another = { subagent_type: "Late", call_id: "c2", duration_ms: 1_000 };
+    await post(
+      "s1",
+      [
+        [11 * HOUR_MS, "agent_spawn", late],
+        [0, "agent_spawn", another],
+      ],
+      server,
+    );
+    expect(await usageOf("agents", "Late", { server })).toMatchObject({
+      count: 1,
+      avg_duration_ms: 1_000,
+      total_duration_ms: 1_000,
+      error_count: 0,
+    });
+    expect(await sessionOf("s1", server)).toMatchObject({ agent_count: 2, error_count: 0 });
   });
 
   test("figures of the hour in which the limit lies → are kept as long as what they count", async () => {
