@@ -2056,11 +2056,12 @@ function createReader(db: Database, keys: ReturnType<typeof createKeys>) {
   function readEvents(filter: EventFilter, order: Order) {
     const ofSession = filter.sessionId === null ? "" : "AND session_id = $sessionId";
     // The + keeps a page of a session, and of the types that have no index, in the order of ids.
-    const ofType = isIndexed(filter) ? INDEXED_TYPE : "($type IS NULL OR +type = $type)";
+    const ofType =
+      filter.type === null ? "" : `AND ${isIndexed(filter) ? INDEXED_TYPE : "+type = $type"}`;
     return sql<StoredEvent>(`SELECT id, type, session_id, timestamp, duration_ms, data,
          CASE type WHEN 'session_end' THEN
            (SELECT started_at FROM sessions WHERE sessions.id = session_id) END AS started_at
-       FROM events WHERE id > $after AND id < $before ${ofSession} AND ${ofType}
+       FROM events WHERE id > $after AND id < $before ${ofSession} ${ofType}
        ORDER BY id ${SQL_ORDER[order]}`).iterate({ ...filter, ...rangeOf(filter) });
   }
 
@@ -2922,15 +2923,15 @@ export function createHub(
     const filter = { after: subscriber.cursor, before: null, sessionId, type: null };
     const limit = hasRows ? PAGE_ROWS_WITH_ROWS : PAGE_ROWS;
     const { events, done } = store.page(filter, "oldest first", limit, PAGE_CHARS);
-    let frames = eventFrames(events);
-    if (hasRows)
-      frames = [
-        ...deletionFrames(deletions),
-        ...rowFrames(store.changedByTime(subscriber.time, time)),
-        ...frames,
-        ...rowFrames(store.changedBy(events)),
-      ];
-    send(subscriber, encoder.encode(textOf(frames, sessionId)));
+    let text = events.map(encodeFrame).join("");
+    if (hasRows) {
+      const changed = rowFrames(store.changedByTime(subscriber.time, time));
+      text =
+        textOf([...deletionFrames(deletions), ...changed], sessionId) +
+        text +
+        textOf(rowFrames(store.changedBy(events)), sessionId);
+    }
+    send(subscriber, encoder.encode(text));
     subscriber.isLive = done;
     // The head is past what its filter left out.
     subscriber.cursor = (done ? null : events.at(-1)?.id) ?? store.head();
