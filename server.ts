@@ -2504,6 +2504,7 @@ function createRetention(
         const children = selectChildren.all({ id });
         deleteSession.run({ id });
         deleteKeys.run({ id });
+        sessions.settle(true); // or what is at hand of it could be written again
         for (const { child } of children) excuse(child);
         sessionCount++;
       }

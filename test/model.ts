@@ -120,8 +120,8 @@ function toldSpans(events: LoggedEvent[]): ToldSpan[] {
 }
 
 function told(id: number, start: LoggedEvent | null, end: LoggedEvent | null): ToldSpan {
-  const any = must(start ?? end);
-  const kind = must(kindOf(any));
+  const first = must(start ?? end);
+  const kind = must(kindOf(first));
   const isOverSpawn = start !== null && isOver(start);
   const halves = [start, end].filter((half) => half !== null);
   const started_at = Math.min(
@@ -134,9 +134,9 @@ function told(id: number, start: LoggedEvent | null, end: LoggedEvent | null): T
   const noName = { tool: "", agent: "unknown", model: "unknown", wait: "input" }[kind];
   return {
     id,
-    session_id: any.session_id,
+    session_id: first.session_id,
     kind,
-    key: keyOf(any),
+    key: keyOf(first),
     start,
     end,
     name: string(start?.data[nameField]) ?? string(end?.data[nameField]) ?? noName,
