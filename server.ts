@@ -3012,8 +3012,10 @@ export function createHub(
       const from = isResuming ? Number(cursor) : head;
       const deletion = store.deletionAt(isResuming && from > 0 ? from : undefined);
       const time = isResuming ? store.timeAt(from) : now();
-      // An id without data is no event, but where the client would resume from.
-      const hello = `: PAI Observability ${version}\nretry: ${RETRY_MS}\nid: ${from}\n\n`;
+      // An id without data is no event, but where the client would resume from. Where it is refused the
+      // reset says it: cut between the two, a client that had it from here would never know.
+      const resumeFrom = reason === null ? `id: ${from}\n` : "";
+      const hello = `: PAI Observability ${version}\nretry: ${RETRY_MS}\n${resumeFrom}\n`;
       const reset = reason === null ? "" : resetFrame(reason, head);
       const rows = isResuming && hasRows ? textOf(rowsBefore(from, sessionId), sessionId) : "";
       let subscriber: Subscriber;

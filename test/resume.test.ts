@@ -374,6 +374,8 @@ describe("reset", () => {
     await waitFor(() => stream.events().length === 2, "the reset and the live event", 2_000);
     const [reset, live] = stream.events();
     expect(reset).toMatchObject({ event: "reset", id: String(head) });
+    // Nothing before it moves the client's id: cut there, it comes back with its own, and is told.
+    expect(stream.frames.find((frame) => frame.id !== undefined)).toBe(reset);
     expect(JSON.parse(reset?.data ?? "")).toEqual({
       reason: expect.stringMatching(reason),
       last_event_id: head,
