@@ -112,6 +112,8 @@ describe("Origin", () => {
     [["Host: localhost:PORT", "Origin: http://localhost:5173"], 403],
     [["Host: localhost:PORT", "Origin: http://localhost"], 403],
     [["Host: localhost:PORT", "Origin: https://localhost:PORT"], 403],
+    [["Host: devbox.example", "Origin: https://devbox.example"], 200], // a proxy with TLS before it
+    [["Host: devbox.example", "Origin: https://other.example"], 403],
     [["Host: localhost:PORT", "Origin: http://evil.example"], 403],
     [["Host: localhost:PORT", "Origin: null"], 403], // a sandboxed frame, a file
     [["Host: localhost:PORT", "Origin: "], 403],

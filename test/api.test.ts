@@ -5,7 +5,8 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../package.json";
-import type { Activity, AgentRun, Session, Span, ToolCall, UsageStats } from "../server.ts";
+import type { Activity, Session, Span, UsageStats } from "../server.ts";
+import type { AgentRun, ToolCall } from "./helpers.ts";
 import { paiPosts, type PostedEvent, seededRandom, sessionEvents, shuffled } from "./fixtures.ts";
 import {
   getJson,
@@ -478,6 +479,8 @@ describe("GET /api/sessions", () => {
           started_at: "2026-01-02T11:51:30.000Z",
           ended_at: null,
           status: "active",
+          stale_at: null,
+          is_lost: false,
           tool_count: 1,
           agent_count: 1,
           event_count: 5,
@@ -500,7 +503,7 @@ describe("GET /api/sessions", () => {
           },
           cost: { own: 0.02, total: 0.02 },
           tokens: { own: 5, total: 5 },
-          turn_count: 1,
+          turn_count: 0,
           worked_ms: 4 * MINUTE,
         },
       ],

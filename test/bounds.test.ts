@@ -481,12 +481,12 @@ describe("POST", () => {
       `a completion among ${AGENTS} agents without a call_id: longest wait ${longest.toFixed(0)} ms`,
     );
     expect(longest).toBeLessThan(WAIT_LIMIT_MS);
-    const { agents } = await getJson<{ agents: { completed_at: string | null }[] }>(
+    const { agents } = await getJson<{ agents: { ended_at: string | null }[] }>(
       server,
       "/api/sessions/s1",
     );
     expect(agents).toHaveLength(AGENTS);
-    expect(agents.findIndex(({ completed_at }) => completed_at === null)).toBe(completed);
+    expect(agents.findIndex(({ ended_at }) => ended_at === null)).toBe(completed);
   }, 60_000);
 
   test("of a task whose preview has 0.9 MB → nobody waits, its agent is found", async () => {
@@ -541,7 +541,7 @@ describe("retention in the middle", () => {
   const OLD = Date.parse("2020-01-01T12:00:00Z");
   let expired: string;
 
-  /** Each event is a whole call or agent, so that what is left says what its session must count. */
+  /** Each event is a whole call or agent, so that they say what their session must count. */
   const KINDS = [
     { type: "tool_use", data: { tool: "bash", duration_ms: 5 } },
     { type: "tool_use", data: { tool: "bash", success: false, error: "exit code 1" } },
@@ -588,23 +588,34 @@ describe("retention in the middle", () => {
     expect(output).not.toMatch(/closed database| warn | error |^ +at /m);
   }, 15_000);
 
-  test("a server that is killed → the session counts what is left of it", async () => {
-    const { dataDir, left } = await endInTheMiddle("SIGKILL");
+  test("a server that is killed → the session stays gone, its events go on going, and should it come to life it counts anew", async () => {
+    const { dataDir } = await endInTheMiddle("SIGKILL");
     await using server = await spawnServer({ dataDir, env: LONG });
-    const response = await fetch(`${server.url}/api/events?after=0`, {
-      headers: { Accept: "application/x-ndjson" },
+    expect((await fetch(`${server.url}/api/sessions/old`)).status).toBe(404);
+    expect(await getJson<object>(server, "/api/sessions")).toEqual({ sessions: [] });
+    const posts = KINDS.map((post, index) => ({
+      ...post,
+      session_id: "old",
+      timestamp: OLD + index,
+    }));
+    const { body } = await postEvent(server, posts);
+    const session = {
+      started_at: new Date(OLD).toISOString(),
+      event_count: KINDS.length,
+      tool_count: 2,
+      agent_count: 3,
+      error_count: 5,
+    };
+    expect(await getJson<object>(server, "/api/sessions/old")).toMatchObject({ session });
+    const stored = async () => (await getJson<{ events: number }>(server, "/health")).events;
+    await waitFor(async () => (await stored()) <= KINDS.length, "the retention to end");
+    expect(await getJson<object>(server, "/api/sessions/old")).toMatchObject({
+      session,
+      tools: [{ tool: "bash" }, { tool: "bash" }],
+      agents: ["Engineer", "Engineer", "Architect"].map((subagent_type) => ({ subagent_type })),
     });
-    const lines = (await response.text()).trimEnd().split("\n");
-    const events: { type: string; success?: boolean }[] = lines.map((line) => JSON.parse(line));
-    const count = (isCounted: (event: (typeof events)[number]) => boolean) =>
-      events.filter(isCounted).length;
-    const { session } = await getJson<{ session: object }>(server, "/api/sessions/old");
-    expect(session).toMatchObject({
-      event_count: left,
-      tool_count: count(({ type }) => type === "tool_use"),
-      agent_count: count(({ type }) => type === "agent_spawn"),
-      error_count: count(({ type, success }) => type === "session_error" || success === false),
-    });
-    expect(events).toHaveLength(left);
+    const { events } = await getJson<{ events: { id: number }[] }>(server, "/api/events?after=0");
+    expect(events.map(({ id }) => id)).toEqual(body.ids ?? []);
+    expect(await stored()).toBe(KINDS.length);
   }, 15_000);
 });

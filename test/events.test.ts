@@ -182,25 +182,20 @@ describe("fields", () => {
     },
   );
 
-  test.each([[""], ["."], [".."], [true], [{}], [LONG]])("id %j → 400", (id) => {
+  const BAD_IDS = ["", ".", "..", true, {}, LONG, 0, -5, 1.5, 2 ** 53, NaN];
+  test.each(BAD_IDS.map((id) => [id]))("id %j → 400", (id) => {
     expect(refusal(() => parse("session_start", {}, { id }))).toStartWith(
       `id: expected ${AN_ID}got `,
     );
   });
 
-  test.each([[0], [-5], [1.5], [2 ** 53], [NaN]])("id %j → 400", (id) => {
-    expect(refusal(() => parse("session_start", {}, { id }))).toStartWith(
-      "id: expected a whole number above 0, as an exported event has it; got ",
-    );
-  });
-
-  test("a numeric id, as a line of the export has → the client's, and known as that of the line", () => {
-    const event = parse("session_start", {}, { id: 1767265200000001 });
-    expect(event).toMatchObject({ client_id: "1767265200000001", exported_id: 1767265200000001 });
-    expect(parse("session_start", {}, { id: "17" })).toMatchObject({
-      client_id: "17",
-      exported_id: null,
-    });
+  test.each([
+    ["17", "17"],
+    [17, "17"],
+    [1767265200000001, "1767265200000001"],
+    [Number.MAX_SAFE_INTEGER, "9007199254740991"],
+  ])("id %j, a text or a number as the export has → that of the client, %j", (id, expected) => {
+    expect(parse("session_start", {}, { id }).client_id).toBe(expected);
   });
 
   test.each([["text"], [[]], [5], [true]])("data %j → 400", (data) => {
@@ -254,7 +249,6 @@ describe("fields", () => {
     const { half, ...row } = event;
     expect({ ...row, data: dataOf(event) }).toEqual({
       client_id: "e1",
-      exported_id: null,
       session_id: "s",
       type: "tool_use",
       timestamp: RECEIVED - 60_000,

@@ -443,3 +443,9 @@ export async function openPage(url: string): Promise<Bun.WebView> {
 
 /** `SOAK=1 bun test` runs the long tests in full. */
 export const isSoak = Boolean(process.env.SOAK);
+
+type Found = NonNullable<Awaited<ReturnType<import("../server.ts").Store["findSession"]>>>;
+type Item<Items> = Items extends Iterable<infer One> ? One : never;
+/** The calls that `GET /api/sessions/:sessionId` lists. */
+export type ToolCall = Item<Found["tools"]>;
+export type AgentRun = Item<Found["agents"]>;

@@ -314,8 +314,15 @@ function expectSound(dataDir: string, acknowledged: Set<string>): number {
 
 const FOLDED_SESSIONS = `
   SELECT
-    id, started_at, last_event_at, last_activity_at, last_end_at,
-    event_count, tool_count, agent_count, error_count
+    id,
+    fold ->> 'started_at'                               AS started_at,
+    last_event_at,
+    fold ->> 'last_activity_at'                         AS last_activity_at,
+    last_end_at,
+    event_count,
+    fold ->> 'tool_count'                               AS tool_count,
+    fold ->> 'agent_count'                              AS agent_count,
+    fold ->> 'error_count' + fold ->> 'session_errors'  AS error_count
   FROM sessions
   ORDER BY id`;
 
@@ -388,7 +395,7 @@ const USAGE_OF_LOG = `
       WHERE session_id = done.session_id AND call_id = done.call_id AND type = 'agent_spawn'
     )
   ),
-  periods (period_ms) AS (VALUES (60000), (3600000), (86400000))
+  periods (period_ms) AS (VALUES (60000), (3600000))
   SELECT
     kind,
     period_ms,
@@ -399,7 +406,7 @@ const USAGE_OF_LOG = `
     COALESCE(SUM(duration_ms), 0)     AS total_ms,
     SUM(failed)                       AS errors
   FROM counted
-  JOIN periods ON kind <> '' OR period_ms = 60000
+  JOIN periods ON kind <> '' OR period_ms = 60000 -- activity is told per minute only
   GROUP BY kind, period_ms, start, name
   ORDER BY kind, period_ms, start, name`;
 

@@ -7,7 +7,7 @@ import { Database } from "bun:sqlite";
 import { afterEach, describe, expect, test } from "bun:test";
 import { copyFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Log } from "../server.ts";
+import { type Log, openStore, parseEvent } from "../server.ts";
 import {
   databasePath,
   getJson,
@@ -323,5 +323,35 @@ function countUsage(database: Database): void {
      SELECT '', 60000, timestamp / 60000 * 60000, '', COUNT(*), 0, 0, NULL, SUM(failed)
      FROM events
      GROUP BY 1, 3`,
+  );
+}
+
+test.each([1_999, 2_000, 2_001, 4_000])(
+  "%d events to fold anew → each once, and nothing is left to fold",
+  (count) => {
+    const directory = tempDir();
+    const event = (index: number) => ({
+      type: "tool_use",
+      session_id: `s${index % 7}`,
+      data: { tool: "bash", call_id: `c${index}`, duration_ms: index },
+    });
+    const before = openStore(directory);
+    before.append([Array.from({ length: count }, (_, index) => parseEvent(event(index), NOW))]);
+    const rows = rowsOf(directory);
+    before.close();
+    using db = new Database(databasePath(directory));
+    db.run("DELETE FROM sessions; DELETE FROM spans; DELETE FROM span_keys; DELETE FROM usage");
+    db.run("INSERT INTO unfolded VALUES (0)");
+    for (let start = 0; start < 2; start++) openStore(directory).close();
+    expect(rowsOf(directory)).toEqual(rows);
+    expect(db.query("SELECT * FROM unfolded").all()).toEqual([]);
+  },
+);
+
+/** What is made from the log. */
+function rowsOf(directory: string): unknown[] {
+  using db = new Database(databasePath(directory), { readonly: true });
+  return ["sessions", "spans", "usage"].map((table) =>
+    db.query(`SELECT * FROM ${table} ORDER BY 1, 2, 3, 4`).all(),
   );
 }

@@ -77,7 +77,7 @@ test("turns → cut by their starts and by the session's ends, without the pause
     ["message_user", 12],
     ["turn_start", 15],
   ]);
-  expect(session("s")).toMatchObject({ turn_count: 3, worked_ms: 5 * MINUTE_MS, status: "active" });
+  expect(session("s")).toMatchObject({ turn_count: 3, worked_ms: 8 * MINUTE_MS, status: "active" });
 });
 
 test.each([

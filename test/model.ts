@@ -246,6 +246,8 @@ export interface SessionAnswer {
   started_at: string;
   ended_at: string | null;
   status: "active" | "completed" | "stale";
+  stale_at: string | null;
+  is_lost: boolean;
   tool_count: number;
   agent_count: number;
   event_count: number;
@@ -361,6 +363,8 @@ function sessionAnswer(
     started_at: iso(must(times[0])),
     ended_at: state.status === "completed" ? iso(must(state.ends.at(-1))) : null,
     status: state.status,
+    stale_at: state.stale_at === null ? null : iso(state.stale_at),
+    is_lost: false,
     tool_count: spans.filter((span) => span.kind === "tool").length,
     agent_count: spans.filter((span) => span.kind === "agent" && span.isCounted).length,
     event_count: events.length,
@@ -408,7 +412,7 @@ function nowOf(events: LoggedEvent[], { open, ends }: State): Record<string, unk
 
 /** Of calls that began at the same time: what a person would rather know, then any fixed order. */
 function compareCalls(a: ToldSpan, b: ToldSpan): number {
-  const rank = ({ kind }: ToldSpan) => ["model", "agent", "tool", "wait"].indexOf(kind);
+  const rank = ({ kind }: ToldSpan) => ["agent", "model", "tool", "wait"].indexOf(kind);
   return (
     rank(a) - rank(b) ||
     compare(a.key ?? "", b.key ?? "") ||
@@ -453,34 +457,29 @@ function cut(value: unknown): unknown {
   return value.slice(0, length);
 }
 
-/** Pieces of the time axis with activity in them, and how long they are together. */
+/**
+ * Work is from each turn_start to the next cut of the session's time, a turn_start or a session_end,
+ * and what was before the first session_end where no turn_start was said.
+ */
 function turnsOf(events: LoggedEvent[]): { turn_count: number; worked_ms: number } {
-  const BEFORE = 0;
-  const AT = 1;
-  const AFTER = 2;
   const cuts = events
     .filter(({ type }) => type === "turn_start" || type === "session_end")
-    .map(({ type, timestamp }) => ({ at: timestamp, side: type === "turn_start" ? BEFORE : AFTER }))
-    .sort((a, b) => a.at - b.at || a.side - b.side);
-  const activity = timesOf(
+    .sort((a, b) => a.timestamp - b.timestamp || compare(a.type, b.type));
+  const start = must(timesOf(events, () => true)[0]);
+  const lastActivity = timesOf(
     events,
     ({ type }) => type !== "session_end" && type !== "session_update",
-  );
-  let turn_count = 0;
-  let worked_ms = 0;
-  const first = { at: -Infinity, side: BEFORE };
-  const last = { at: Infinity, side: BEFORE };
-  for (const [index, from] of [first, ...cuts].entries()) {
-    const to = cuts[index] ?? last;
-    const isIn = (at: number) =>
-      (at > from.at || (at === from.at && AT > from.side)) &&
-      (at < to.at || (at === to.at && AT < to.side));
-    const piece = activity.filter(isIn);
-    if (piece.length === 0) continue;
-    turn_count++;
-    worked_ms += (to.side === AFTER ? to.at : Math.max(...piece)) - Math.min(...piece);
-  }
-  return { turn_count, worked_ms };
+  ).at(-1);
+  const pieces = [
+    ...(cuts[0]?.type === "turn_start" ? [] : [[start, cuts[0]?.timestamp ?? lastActivity]]),
+    ...cuts.flatMap(({ type, timestamp }, index) =>
+      type === "turn_start" ? [[timestamp, cuts[index + 1]?.timestamp ?? lastActivity]] : [],
+    ),
+  ];
+  return {
+    turn_count: cuts.filter(({ type }) => type === "turn_start").length,
+    worked_ms: pieces.reduce((sum, [from = 0, to = from]) => sum + Math.max(0, to - from), 0),
+  };
 }
 
 /** Totals over a session and all below it, each once, whatever circles its parents make. */
@@ -589,7 +588,6 @@ export function details({ told, spans }: Answers, sessionId: string): DetailsAns
     agents: rows("agent").map(({ span, answer }) => ({
       subagent_type: span.name,
       prompt: string(span.start?.data.prompt),
-      description: string(span.start?.data.description),
       duration_ms: answer.duration_ms,
       call_id: span.key,
       child_session_id: span.child_session_id,

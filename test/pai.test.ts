@@ -3,13 +3,8 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import {
-  type AgentRun,
-  parseEvent,
-  type Session,
-  type TelemetryEvent,
-  type ToolCall,
-} from "../server.ts";
+import { parseEvent, type Session, type TelemetryEvent } from "../server.ts";
+import type { AgentRun, ToolCall } from "./helpers.ts";
 import { paiPosts } from "./fixtures.ts";
 import { getJson, startTestServer, type TestServer } from "./helpers.ts";
 
@@ -52,6 +47,8 @@ describe("captured posts", () => {
     await using server = await serverWithCaptures();
     const common = {
       status: "completed",
+      stale_at: null,
+      is_lost: false,
       error_count: 0,
       waiting_since: null,
       parent_session_id: null,
@@ -59,7 +56,7 @@ describe("captured posts", () => {
       now: null,
       cost: { own: null, total: null },
       tokens: { own: null, total: null },
-      turn_count: 1,
+      turn_count: 0,
     };
     expect(await getJson<unknown>(server, "/api/sessions")).toEqual({
       sessions: [
@@ -99,22 +96,28 @@ describe("captured posts", () => {
       ["bash", '{"command":"ls -la","description":"List files"}', "2026-11-22T11:18:55.693Z"],
       ["task", taskArgs, "2026-11-22T11:18:56.041Z"],
     ]);
-    for (const call of tools) expect(call).toMatchObject({ duration_ms: null, success: true });
+    for (const call of tools) expect(call).toMatchObject({ duration_ms: null, outcome: "ok" });
     expect(agents).toEqual([
       {
         id: expect.any(Number),
+        session_id: FIRST,
+        kind: "agent",
+        name: "general",
         subagent_type: "general",
-        description: null,
+        text: "Look around the repo and report",
         prompt: "Look around the repo and report",
         timestamp: "2026-11-22T11:18:56.041Z",
         started_at: "2026-11-22T11:18:56.041Z",
+        ended_at: "2026-11-22T11:18:56.041Z",
         duration_ms: null,
+        waited_ms: null,
         outcome: "ok",
-        call_id: null,
+        call_id: "b1e5d788-51ec-41c2-b752-d6265a88903a", // the post's id: it has no other
         child_session_id: null,
-        completed_at: null,
-        success: true,
         error: null,
+        tokens: null,
+        cost: null,
+        attributes: null,
       },
     ]);
     const second = await getJson<Details>(server, `/api/sessions/${SECOND}`);
@@ -237,7 +240,7 @@ describe("fields", () => {
     const { session, agents } = await getJson<Details>(server, "/api/sessions/s");
     expect(session).toMatchObject({ agent_count: 1, error_count: 1 });
     expect(agents).toMatchObject([
-      { subagent_type: "Engineer", duration_ms: 5_000, success: false, outcome: "failed" },
+      { subagent_type: "Engineer", duration_ms: 5_000, outcome: "failed" },
     ]);
   });
 
@@ -392,17 +395,35 @@ describe("task calls", () => {
     expect(JSON.parse(implied?.data ?? "null")).toMatchObject({ subagent_type: type, prompt });
   });
 
-  test("a task call that failed → a tool and an agent, but one error", async () => {
-    await using server = await startTestServer({ now: () => RECEIVED });
-    for (const data of [{ call_id: "c" }, {}]) {
-      const task = { tool: "task", success: false, duration_ms: 9, ...data };
-      const post = { session_id: "s", event_type: "tool.execute", data: task };
-      expect((await postTo(server, "/events", post)).status).toBe(201);
-    }
-    expect(await getJson(server, "/api/sessions/s")).toMatchObject({
-      session: { tool_count: 2, agent_count: 2, error_count: 2 },
-    });
+  test.each<[said: string, call_id: string, data: Record<string, unknown>]>([
+    ["neither", "e", {}],
+    ["a task_id", "t", { task_id: "t" }],
+    ["a call_id", "c", { call_id: "c" }],
+  ])("a task call that says %s → the call_id of it and of its agent is %j", (_, call_id, data) => {
+    const event = fromPai("tool.execute", { tool: "task", ...data });
+    expect(event).toMatchObject({ call_id, fields: { call_id }, implied: { call_id } });
   });
+
+  test("another call without task_id → no call_id", () => {
+    expect(fromPai("tool.execute", { tool: "bash" }).call_id).toBeNull();
+  });
+
+  test.each<[id: string | null, data: Record<string, unknown>]>([
+    ["e", {}],
+    ["e", { call_id: "c" }],
+    [null, { call_id: "c" }],
+  ])(
+    "a task call with id %j and %j that failed → a tool, an agent, one error",
+    async (id, data) => {
+      await using server = await startTestServer({ now: () => RECEIVED });
+      const task = { tool: "task", success: false, duration_ms: 9, ...data };
+      const post = { id, session_id: "s", event_type: "tool.execute", data: task };
+      expect((await postTo(server, "/events", post)).status).toBe(201);
+      expect(await getJson(server, "/api/sessions/s")).toMatchObject({
+        session: { tool_count: 1, agent_count: 1, error_count: 1 },
+      });
+    },
+  );
 
   test("a batch whose later event is bad → neither the task call nor its agent is stored", async () => {
     await using server = await startTestServer();

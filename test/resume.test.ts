@@ -458,6 +458,7 @@ describe("reset", () => {
     const start = store.head();
     store.append([Array.from({ length: 1_000 }, () => event("old", 1_000_000_000))]);
     store.append([[event("new", Date.now())]]);
+    hub.publish();
     const reader = hub.subscribe(null, String(start)).getReader();
     const decoder = new TextDecoder();
     let text = "";
@@ -465,10 +466,10 @@ describe("reset", () => {
       text += decoder.decode((await reader.read()).value, { stream: true });
     };
     while (!text.includes("event: message_user")) await read();
-    await store.prune(Date.now() - HOUR_MS);
+    await store.prune(Date.now() - HOUR_MS, undefined, () => hub.publish());
     while (!text.includes(`id: ${store.head()}\n`)) await read();
-    const { added, changed } = store.append([[event("new", Date.now())]]);
-    hub.publish(added, changed);
+    store.append([[event("new", Date.now())]]);
+    hub.publish();
     while (!text.includes(`id: ${store.head()}\n`)) await read();
     const [before = "", after = ""] = text.split(/^id: \d+\nevent: reset$/m);
     const ids = (frames: string) =>

@@ -13,6 +13,8 @@ export function sessionRow(id: string, more: Partial<Session> = {}): Session {
     started_at: iso(NOW),
     ended_at: null,
     status: "active",
+    stale_at: null,
+    is_lost: false,
     tool_count: 0,
     agent_count: 0,
     event_count: 1,

@@ -518,3 +518,22 @@ test("a backup that is restored → a client of before it resumes exactly, one o
     await expectFrom(stream, all.slice(at + 1));
   }
 }, 15_000);
+
+test("tokens near the limit of an integer, in a parent and its child → every answer is there", async () => {
+  await using server = await spawnServer({ dataDir: tempDir() });
+  await postEvent(server, [
+    { type: "session_start", session_id: "parent", data: { tokens: 9e18 } },
+    {
+      type: "session_start",
+      session_id: "child",
+      data: { tokens: 9e18, parent_session_id: "parent" },
+    },
+  ]);
+  expect(await sessionOf("parent", server)).toMatchObject({ tokens: { own: 9e18, total: 1.8e19 } });
+});
+
+test("ids with a NUL in them → the calls of two sessions stay apart", async () => {
+  await post("a\0x", [[MINUTE_MS, "tool_use", { tool: "nul", call_id: "k" }]]);
+  await post("a", [[MINUTE_MS, "tool_use", { tool: "nul", call_id: "x\0k" }]]);
+  expect(await usageOf("tools", "nul")).toMatchObject({ count: 2 });
+});

@@ -154,15 +154,20 @@ function fail(message: string): never {
 }
 
 const NOTHING: Buffer = Buffer.alloc(0);
+const CHUNKED = "Transfer-Encoding: chunked";
+/** JSON has no line break of its own, so nothing else in an answer looks like it. */
+const LAST_CHUNK = "\r\n0\r\n\r\n";
 
 /** A connection that calls `onAnswer` when an answer is there in full; any but a 2xx is the end. */
 function connectForAnswers(port: number, onAnswer: () => void): Promise<Connection> {
   let missing = 0;
+  /** The last characters of an answer of unknown length; null: it has one. */
+  let tail: string | null = null;
   /** Of a head that comes in pieces, as that of a large answer may. */
   let partial = NOTHING;
   return connect(port, (data) => {
     let chunk = data;
-    if (missing === 0) {
+    if (missing === 0 && tail === null) {
       if (partial.byteLength > 0) chunk = Buffer.concat([partial, data]);
       const head = chunk.indexOf("\r\n\r\n");
       if (head < 0) {
@@ -171,7 +176,16 @@ function connectForAnswers(port: number, onAnswer: () => void): Promise<Connecti
       }
       if (chunk[9] !== 0x32) fail(`not a 2xx answer: ${chunk.toString("latin1")}`);
       partial = NOTHING;
-      missing = head + 4 + contentLength(chunk);
+      if (chunk.subarray(0, head).includes(CHUNKED)) tail = "";
+      else missing = head + 4 + contentLength(chunk);
+    }
+    if (tail !== null) {
+      const last = chunk.toString("latin1", Math.max(0, chunk.byteLength - LAST_CHUNK.length));
+      tail = (tail + last).slice(-LAST_CHUNK.length);
+      if (tail !== LAST_CHUNK) return;
+      tail = null;
+      onAnswer();
+      return;
     }
     missing -= chunk.byteLength;
     if (missing < 0) fail("more bytes than the Content-Length");

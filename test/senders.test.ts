@@ -1,0 +1,277 @@
+/** Who posts, and until when it is taken to live: a killed process doesn't seem to run on. */
+
+import { expect, test } from "bun:test";
+import type { Session, Span } from "../server.ts";
+import {
+  getJson,
+  openStream,
+  postBody,
+  postEvent,
+  startTestServer,
+  type TestServer,
+  waitFor,
+} from "./helpers.ts";
+
+const START = Date.parse("2026-01-01T12:00:00Z");
+const SECOND = 1_000;
+const iso = (ms: number) => new Date(ms).toISOString();
+
+/** A server whose clock is `clock.now`. */
+async function startAt(clock: { now: number }): Promise<TestServer> {
+  return await startTestServer({ now: () => clock.now });
+}
+
+const hear = (server: TestServer, said: object) =>
+  postBodyStatus(server, { sender: "p1", every_ms: 10_000, ...said });
+
+async function postBodyStatus(server: TestServer, body: object): Promise<number> {
+  const response = await fetch(`${server.url}/api/senders`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  return response.status;
+}
+
+/** A session of the sender p1 with a call that runs. */
+async function post(server: TestServer): Promise<void> {
+  const session = { session_id: "s", timestamp: START };
+  await postEvent(server, [
+    { type: "session_start", ...session, data: { sender: "p1" } },
+    { type: "tool_start", ...session, data: { tool: "bash", call_id: "c1" } },
+  ]);
+}
+
+async function sessionOf(server: TestServer): Promise<Session> {
+  const { sessions } = await getJson<{ sessions: Session[] }>(server, "/api/sessions");
+  const [session] = sessions;
+  if (session === undefined) throw new Error("no session");
+  return session;
+}
+
+async function spanOf(server: TestServer): Promise<Span> {
+  const { spans } = await getJson<{ spans: Span[] }>(server, "/api/spans");
+  const [span] = spans;
+  if (span === undefined) throw new Error("no span");
+  return span;
+}
+
+test("three intervals of silence → its session is stale and lost, its call was cancelled then, nothing runs", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  clock.now = START + 5 * SECOND;
+  expect(await hear(server, { name: "OpenCode", version: "1.18.33" })).toBe(204);
+  const lostAt = START + 35 * SECOND;
+  clock.now = lostAt - 1;
+  expect(await sessionOf(server)).toMatchObject({
+    status: "active",
+    stale_at: null,
+    is_lost: false,
+  });
+  expect(await spanOf(server)).toMatchObject({ ended_at: null, outcome: null });
+  expect(await getJson(server, "/api/overview")).toMatchObject({ active_sessions: 1 });
+
+  clock.now = lostAt;
+  expect(await sessionOf(server)).toMatchObject({
+    status: "stale",
+    stale_at: iso(lostAt),
+    is_lost: true,
+    now: null,
+  });
+  expect(await spanOf(server)).toMatchObject({
+    ended_at: iso(lostAt),
+    outcome: "cancelled",
+    duration_ms: 35 * SECOND,
+  });
+  expect(await getJson(server, "/api/overview")).toMatchObject({ active_sessions: 0 });
+  expect(await getJson(server, "/api/spans?open=1")).toEqual({ spans: [] });
+  expect(await getJson(server, "/api/sessions?status=stale")).toMatchObject({
+    sessions: [{ id: "s" }],
+  });
+  expect(await getJson(server, "/api/senders")).toEqual({
+    senders: [
+      {
+        sender: "p1",
+        name: "OpenCode",
+        version: "1.18.33",
+        every_ms: 10_000,
+        last_heard_at: iso(START + 5 * SECOND),
+        is_lost: true,
+      },
+    ],
+  });
+});
+
+test("a sender that lives → no silence makes its session stale; a session without one is stale in an hour", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  await postEvent(server, { type: "message_user", session_id: "other", timestamp: START });
+  clock.now = START + 3 * 3_600 * SECOND;
+  await hear(server, {});
+  const { sessions } = await getJson<{ sessions: Session[] }>(server, "/api/sessions");
+  const statusOf = (id: string) => sessions.find((session) => session.id === id)?.status;
+  expect([statusOf("s"), statusOf("other")]).toEqual(["active", "stale"]);
+});
+
+test("bye → lost at once; heard again → it goes on", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  clock.now += SECOND;
+  expect(await hear(server, { bye: true })).toBe(204);
+  expect(await sessionOf(server)).toMatchObject({ status: "stale", stale_at: iso(clock.now) });
+  clock.now += SECOND;
+  await hear(server, {});
+  expect(await sessionOf(server)).toMatchObject({ status: "active", stale_at: null });
+  expect(await spanOf(server)).toMatchObject({ ended_at: null });
+});
+
+test("an event that names a sender → it was heard", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  clock.now = START + 3_600 * SECOND;
+  await postEvent(server, { type: "session_start", session_id: "s", data: { sender: "p2" } });
+  expect(await sessionOf(server)).toMatchObject({ status: "active" });
+  clock.now += 30 * SECOND;
+  expect(await sessionOf(server)).toMatchObject({ status: "stale", is_lost: true });
+});
+
+test("after a start each sender has three intervals to be heard; then it was lost soon after its last event", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  clock.now = START + 7_200 * SECOND;
+  await server.restart();
+  clock.now += 29 * SECOND;
+  expect(await sessionOf(server)).toMatchObject({ status: "active" });
+  clock.now += SECOND;
+  expect(await sessionOf(server)).toMatchObject({
+    status: "stale",
+    stale_at: iso(START + 30 * SECOND),
+  });
+  await hear(server, {});
+  expect(await sessionOf(server)).toMatchObject({ status: "active" });
+});
+
+test("a stream with rows → is told when a sender is gone, and when it is back", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  const stream = await openStream(server, "?include=rows");
+  const lastRow = (event: string) =>
+    JSON.parse(stream.frames.findLast((frame) => frame.event === event)?.data ?? "null");
+  clock.now += SECOND;
+  await hear(server, { bye: true });
+  await waitFor(() => lastRow("session")?.is_lost === true, "the session is told as lost");
+  await waitFor(() => lastRow("span")?.outcome === "cancelled", "its call is told as cancelled");
+  clock.now += SECOND;
+  await hear(server, {});
+  await waitFor(() => lastRow("session")?.status === "active", "the session is told as active");
+  await waitFor(() => lastRow("span")?.outcome === null, "its call is told as running");
+  stream.close();
+});
+
+test.each([
+  [[], "sender: expected a JSON object; got an array"],
+  [{}, "sender: expected a string of 1 to 256 characters; it is missing"],
+  [{ sender: "" }, 'sender: expected a string of 1 to 256 characters; got ""'],
+  [{ sender: "p", every_ms: 10 }, "every_ms: expected milliseconds from 1000 to 3600000; got 10"],
+  [{ sender: "p", bye: "yes" }, 'bye: expected true or false; got "yes"'],
+  [{ sender: "p", version: 2 }, "version: expected a string of 1 to 256 characters; got 2"],
+])("POST /api/senders %j → 400 that says why", async (body, error) => {
+  await using server = await startAt({ now: START });
+  const answer = await postBody(server, JSON.stringify(body), "application/json", "/api/senders");
+  expect(answer).toMatchObject({ status: 400, body: { error } });
+});
+
+test("a sender that lives, silent for over a day → its session is in every list of what goes on", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  clock.now = START + 30 * 3_600 * SECOND;
+  await hear(server, {});
+  for (const path of ["/api/sessions?status=active", "/api/sessions"])
+    expect(await getJson(server, path)).toMatchObject({ sessions: [{ id: "s" }] });
+  expect(await getJson(server, "/api/spans?open=1")).toMatchObject({ spans: [{ name: "bash" }] });
+  expect(await getJson(server, "/api/overview")).toMatchObject({ active_sessions: 1 });
+});
+
+test("bye → what the sender said of itself stays", async () => {
+  await using server = await startAt({ now: START });
+  await hear(server, { name: "OpenCode", version: "1.18.33", every_ms: 60_000 });
+  await postBodyStatus(server, { sender: "p1", bye: true });
+  expect(await getJson(server, "/api/senders")).toMatchObject({
+    senders: [{ name: "OpenCode", version: "1.18.33", every_ms: 60_000, is_lost: true }],
+  });
+});
+
+test("after a start, a sender heard for the first time when it was told as lost → its session is told as back", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  await server.restart();
+  const stream = await openStream(server, "?include=rows");
+  const statuses = () =>
+    stream.frames
+      .filter(({ event }) => event === "session")
+      .map(({ data = "" }) => JSON.parse(data).status);
+  clock.now = START + 45 * SECOND;
+  await hear(server, { sender: "other" });
+  await waitFor(() => statuses().at(-1) === "stale", "the session is told as stale");
+  clock.now += SECOND;
+  await hear(server, {});
+  await waitFor(() => statuses().at(-1) === "active", "the session is told as active");
+  stream.close();
+});
+
+test("two senders that go in the same millisecond → the sessions of both are told as lost", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  for (const sender of ["p1", "p2"])
+    await postEvent(server, { type: "session_start", session_id: sender, data: { sender } });
+  const stream = await openStream(server, "?include=rows");
+  clock.now += SECOND;
+  await hear(server, { bye: true });
+  await hear(server, { sender: "p2", bye: true });
+  clock.now += SECOND;
+  await hear(server, { sender: "other" });
+  const lost = () =>
+    stream.frames
+      .filter(({ event }) => event === "session")
+      .map(({ data = "" }): Session => JSON.parse(data))
+      .filter(({ is_lost }) => is_lost)
+      .map(({ id }) => id);
+  await waitFor(() => lost().includes("p1") && lost().includes("p2"), "both are told as lost");
+  stream.close();
+});
+
+test("an event that names no sender, in a lost session → its calls are told as running again", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  const stream = await openStream(server, "?include=rows");
+  const lastSpan = () =>
+    JSON.parse(stream.frames.findLast(({ event }) => event === "span")?.data ?? "null");
+  clock.now += 60 * SECOND;
+  await hear(server, { sender: "other" });
+  await waitFor(() => lastSpan()?.outcome === "cancelled", "the call is told as cancelled");
+  clock.now += SECOND;
+  await postEvent(server, { type: "message_user", session_id: "s" });
+  await waitFor(() => lastSpan()?.outcome === null, "the call is told as running");
+  stream.close();
+});
+
+test("an event of long ago, or of before its bye → doesn't say that its sender lives", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  clock.now += 10 * SECOND;
+  await hear(server, { bye: true });
+  const late = { type: "session_update", session_id: "s", data: { sender: "p1" } };
+  await postEvent(server, { ...late, timestamp: START + 9 * SECOND });
+  expect(await sessionOf(server)).toMatchObject({ status: "stale" });
+  await postEvent(server, { ...late, data: { sender: "old" }, timestamp: START - 3_600 * SECOND });
+  expect(await getJson(server, "/api/senders")).toMatchObject({ senders: [{ sender: "p1" }] });
+});
