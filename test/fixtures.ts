@@ -1,6 +1,7 @@
 /** Events to test and measure with. The same seed gives the same events on every machine. */
 
 import { readFileSync } from "node:fs";
+import type { OpenCodeEvent } from "../plugin/observability.ts";
 
 export interface PostedEvent {
   id?: string;
@@ -18,6 +19,11 @@ export function paiPosts(): { path: string; body: PostedEvent & { event_type: st
 /** What OpenCode 1.18 handed its plugins in a run with two parallel subagents. */
 export function openCodeHooks(): { at: number; hook: string; input: Record<string, unknown> }[] {
   return readNdjson("opencode-hooks.ndjson");
+}
+
+/** What the event hook of OpenCode 1.18.33 got in a run of everything, as far as it is read. */
+export function openCodeEvents(): { at: number; event: OpenCodeEvent }[] {
+  return readNdjson("opencode-1.18.ndjson");
 }
 
 function readNdjson<T>(name: string): T[] {

@@ -4,22 +4,22 @@ import {
   type OpenCodeEvent,
   type TelemetryEvent,
 } from "../plugin/observability.ts";
-import { openCodeHooks } from "./fixtures.ts";
+import { openCodeEvents } from "./fixtures.ts";
 import { getJson, startTestServer, waitFor } from "./helpers.ts";
 
-const { createTranslator, createSender, createHooks } = ObservabilityPlugin;
+const { createTranslator, createShape, createSender, createHooks } = ObservabilityPlugin;
 
-const ROOT = "ses_dfcfdbf59ffenf7LHREH8H0mPO";
-const GENERAL = "ses_dfcfdb8ecffeOpQZ91jt0CfWWi";
-const EXPLORE = "ses_dfcfdb8d3ffeaC6X9tmuyHPhBg";
-
-/** What the event hook got in a real run: a root session and two subagents in parallel. */
-const CAPTURE = openCodeHooks()
-  .filter(({ hook }) => hook === "event")
-  .map(({ at, input }) => ({ at, event: input.event as OpenCodeEvent }));
+/**
+ * What the event hook got of OpenCode 1.18.33 in a real run: agents in agents, a retry, permissions,
+ * a question, two aborts, a compaction, the person's own command, and a second session that fails.
+ */
+const CAPTURE = openCodeEvents();
+const ROOT = "ses_df1ad8f3dffej1X44OJ76axWHf";
+const FAILING = "ses_df1ad1cddffeqnBA4JkhHdmcAG";
+const NESTING = "ses_df1ad8727ffeVrrp0yHnVZDCeH";
 
 function translateAll(lines: { at: number; event: OpenCodeEvent }[]): TelemetryEvent[] {
-  const translate = createTranslator();
+  const { translate } = createTranslator();
   return lines.flatMap(({ at, event }) => translate(event, at));
 }
 
@@ -28,218 +28,176 @@ function translated(...events: OpenCodeEvent[]): TelemetryEvent[] {
   return translateAll(events.map((event, index) => ({ at: 5_001 + index, event })));
 }
 
-/** What a session has used up after some steps of the captured run. */
-const tokens = (steps: number) => ({
-  input: steps * 100,
-  output: steps * 10,
-  reasoning: 0,
-  cache: { read: 0, write: 0 },
-});
+/** The type and data of each event, but for what every event has. */
+const said = (
+  events: TelemetryEvent[],
+  ...types: TelemetryEvent["type"][]
+): [string, Record<string, unknown>][] =>
+  events.filter(({ type }) => types.includes(type)).map(({ type, data }) => [type, data]);
 
 describe("translator: the captured run", () => {
-  const untitled = {
-    title: "New session - 2026-11-22T11:26:48.998Z",
-    directory: "/home/dev/project",
-    cost: 0,
-  };
-  const root = { ...untitled, title: "Title", agent: "build", model: "mock" };
-  const general = {
-    title: "map the code (@general subagent)",
-    directory: "/home/dev/project",
-    agent: "general",
-    parent_session_id: ROOT,
-    cost: 0,
-  };
-  const explore = { ...general, title: "read docs (@explore subagent)", agent: "explore" };
-  const ls = { command: "ls -la", description: "List files" };
+  const events = translateAll(CAPTURE);
+  const ofType = (type: TelemetryEvent["type"], session: string) =>
+    events.filter((event) => event.type === type && event.session_id === session);
 
   test("gives exactly these events", () => {
-    const event = (
-      session_id: string,
-      type: TelemetryEvent["type"],
-      id: string,
-      timestamp: number,
-      data: Record<string, unknown>,
-    ): TelemetryEvent => ({ id, type, session_id, timestamp, data });
+    const counts: Record<string, number> = {};
+    for (const { type } of events) counts[type] = (counts[type] ?? 0) + 1;
+    expect(counts).toEqual({
+      session_start: 12,
+      session_update: 31,
+      session_end: 12,
+      session_compacted: 1,
+      turn_start: 7,
+      tool_start: 20,
+      tool_use: 20,
+      agent_spawn: 3,
+      agent_complete: 3,
+      model_request: 23,
+      model_response: 22,
+      input_requested: 4,
+      input_resolved: 4,
+      retry: 1,
+    });
+  });
 
-    expect(translateAll(CAPTURE)).toStrictEqual([
-      event(ROOT, "session_start", `${ROOT}:session_start`, 1795346808998, {
-        ...untitled,
-        tokens: tokens(0),
-      }),
-      event(ROOT, "session_update", "evt_2030240ea001vSAXeSW7hvJfeK", 1795346809070, {
-        ...untitled,
-        agent: "build",
-        model: "mock",
-        tokens: tokens(0),
-      }),
-      event(ROOT, "session_update", "evt_2030243e5001gxGapN5AHIFE0D", 1795346809831, {
-        ...root,
-        tokens: tokens(0),
-      }),
-      event(ROOT, "tool_use", "prt_203024633001c2DMR5PcxZS7NH:tool_use", 1795346810506, {
-        tool: "bash",
-        args: ls,
-        call_id: "call_2",
-        duration_ms: 77,
-        success: true,
-      }),
-      event(ROOT, "session_update", "evt_2030246c7001UcL0W8Eon6D8Om", 1795346810569, {
-        ...root,
-        tokens: tokens(1),
-      }),
-      event(GENERAL, "session_start", `${GENERAL}:session_start`, 1795346810643, {
-        ...general,
-        tokens: tokens(0),
-      }),
-      event(ROOT, "agent_spawn", "prt_20302470c0011nywHnJKeNm9LH:agent_spawn", 1795346810645, {
-        subagent_type: "general",
-        prompt: "Look around the repo and report",
-        call_id: "call_3_0",
-        child_session_id: GENERAL,
-      }),
-      event(GENERAL, "session_update", "evt_20302471b001MmQOsUIJc3k4ya", 1795346810652, {
-        ...general,
-        model: "mock",
-        tokens: tokens(0),
-      }),
-      event(EXPLORE, "session_start", `${EXPLORE}:session_start`, 1795346810668, {
-        ...explore,
-        tokens: tokens(0),
-      }),
-      event(ROOT, "agent_spawn", "prt_203024728001SkefJRSUOiYkHE:agent_spawn", 1795346810671, {
-        subagent_type: "explore",
-        prompt: "Read the docs and report",
-        call_id: "call_3_1",
-        child_session_id: EXPLORE,
-      }),
-      event(EXPLORE, "session_update", "evt_203024733001UPRXQPxtR8FQPy", 1795346810677, {
-        ...explore,
-        model: "mock",
-        tokens: tokens(0),
-      }),
-      event(ROOT, "tool_use", "prt_20302473f0019BEz2r62ybruSq:tool_use", 1795346810719, {
-        tool: "read",
-        args: { filePath: "/nonexistent/file.txt" },
-        call_id: "call_3_2",
-        duration_ms: 27,
-        success: false,
-        error: "File not found: /nonexistent/file.txt",
-      }),
-      event(GENERAL, "tool_use", "prt_2030247a5001vu45kGQkgw1uNu:tool_use", 1795346810826, {
-        tool: "bash",
-        args: ls,
-        call_id: "call_4",
-        duration_ms: 32,
-        success: true,
-      }),
-      event(EXPLORE, "tool_use", "prt_2030247fe00170ByMo9cua2MA4:tool_use", 1795346810909, {
-        tool: "bash",
-        args: ls,
-        call_id: "call_5",
-        duration_ms: 27,
-        success: true,
-      }),
-      event(GENERAL, "session_update", "evt_203024850001iHY3gRvUJNxQCS", 1795346810961, {
-        ...general,
-        model: "mock",
-        tokens: tokens(1),
-      }),
-      event(EXPLORE, "session_update", "evt_2030248d0001MjXQ16xmwcI0Sg", 1795346811090, {
-        ...explore,
-        model: "mock",
-        tokens: tokens(1),
-      }),
-      event(GENERAL, "session_end", "evt_20302494b002cU6URy8WGEpPHO", 1795346811211, {
-        tokens: tokens(1),
-        cost: 0,
-      }),
-      event(ROOT, "tool_use", "prt_20302470c0011nywHnJKeNm9LH:tool_use", 1795346811214, {
-        tool: "task",
-        args: {
-          description: "map the code",
-          prompt: "Look around the repo and report",
-          subagent_type: "general",
-        },
-        call_id: "call_3_0",
-        duration_ms: 569,
-        success: true,
-      }),
-      event(
-        ROOT,
-        "agent_complete",
-        "prt_20302470c0011nywHnJKeNm9LH:agent_complete",
-        1795346811214,
-        { subagent_type: "general", call_id: "call_3_0", duration_ms: 569, success: true },
-      ),
-      event(GENERAL, "session_update", "evt_203024951001XnTUl61TzqCYsj", 1795346811218, {
-        ...general,
-        model: "mock",
-        tokens: tokens(2),
-      }),
-      event(EXPLORE, "session_end", "evt_2030249a5001ZscChTTxcnnu1i", 1795346811301, {
-        tokens: tokens(1),
-        cost: 0,
-      }),
-      event(ROOT, "tool_use", "prt_203024728001SkefJRSUOiYkHE:tool_use", 1795346811303, {
-        tool: "task",
-        args: {
-          description: "read docs",
-          prompt: "Read the docs and report",
-          subagent_type: "explore",
-        },
-        call_id: "call_3_1",
-        duration_ms: 632,
-        success: true,
-      }),
-      event(
-        ROOT,
-        "agent_complete",
-        "prt_203024728001SkefJRSUOiYkHE:agent_complete",
-        1795346811303,
-        { subagent_type: "explore", call_id: "call_3_1", duration_ms: 632, success: true },
-      ),
-      event(EXPLORE, "session_update", "evt_2030249ab0012xvEcxQb31fEjq", 1795346811309, {
-        ...explore,
-        model: "mock",
-        tokens: tokens(2),
-      }),
-      event(ROOT, "session_update", "evt_2030249e4001Js16ZF0BYO52NV", 1795346811365, {
-        ...root,
-        tokens: tokens(2),
-      }),
-      event(ROOT, "session_end", "evt_203024a46002vo9DCrCzWfRp5j", 1795346811462, {
-        tokens: tokens(2),
-        cost: 0,
-      }),
-      event(ROOT, "session_update", "evt_203024a49001rgr27MLiudZ3ao", 1795346811466, {
-        ...root,
-        tokens: tokens(3),
-      }),
+  test("says what became of each call", () => {
+    const calls = ofType("tool_use", ROOT).map(({ data }) =>
+      [data.tool, data.outcome, data.exit_code, data.duration_ms, data.waited_ms].join(" ").trim(),
+    );
+    expect(calls).toEqual([
+      "read failed  29",
+      "task ok  2100",
+      "task ok  2285",
+      "todowrite ok  3",
+      "bash ok  433",
+      "read ok  19",
+      "edit ok  921 905",
+      "question ok  1113 1113",
+      "todowrite ok  3",
+      "bash exit 1 22",
+      "write ok  917 907",
+      "bash denied  911 908",
+      "bash cancelled  1933",
+      "task failed  7",
+      "bash ok  22",
+      "bash ok  311",
     ]);
   });
 
-  test("gives nothing new when OpenCode repeats each event, or the whole run", () => {
-    const twice = CAPTURE.flatMap((line) => [line, line]);
-    expect(translateAll(twice)).toStrictEqual(translateAll(CAPTURE));
-    expect(translateAll([...CAPTURE, ...CAPTURE])).toStrictEqual(translateAll(CAPTURE));
+  test("says of a call that changed files which, without their content", () => {
+    const files = ofType("tool_use", ROOT).flatMap(({ data }) => data.files ?? []);
+    expect(files).toEqual([
+      { path: "README.md", additions: 1, deletions: 1 },
+      { path: "notes.md", additions: 1, deletions: 0 },
+    ]);
   });
 
-  test("gives events that the server's contract allows", () => {
-    const events = translateAll(CAPTURE);
+  test("names an agent by its description, with its child session", () => {
+    const [spawn] = ofType("agent_spawn", ROOT);
+    expect(spawn?.data).toEqual({
+      subagent_type: "general",
+      description: "Survey the tests",
+      prompt: "CHILD-NEST: report on the tests",
+      call_id: "msg_20e52745e001TRXhcb415kwo7G:call_2_0",
+      child_session_id: NESTING,
+    });
+    expect(ofType("agent_complete", ROOT)[1]?.data).toEqual({
+      subagent_type: "general",
+      call_id: "msg_20e52745e001TRXhcb415kwo7G:call_2_0",
+      duration_ms: 2_285,
+      outcome: "ok",
+    });
+  });
+
+  test("ends a step with its answer, not with its tools", () => {
+    const [response] = ofType("model_response", ROOT);
+    expect(response).toEqual({
+      id: "msg_20e52745e001TRXhcb415kwo7G:model_response",
+      type: "model_response",
+      session_id: ROOT,
+      timestamp: 1795536615739,
+      data: {
+        call_id: "msg_20e52745e001TRXhcb415kwo7G",
+        model: "mock",
+        provider: "mock",
+        agent: "build",
+        duration_ms: 378,
+        first_token_ms: 172,
+        tokens: { input: 762, output: 50, reasoning: 0, cache_read: 512, cache_write: 0 },
+        cost: 0.0031896,
+        finish_reason: "tool-calls",
+        outcome: "ok",
+        text: "I'll survey in parallel.",
+      },
+    });
+  });
+
+  test("measures the first token of a retried request from the last try", () => {
+    const [retry] = ofType("retry", ROOT);
+    expect(retry?.data).toEqual({
+      attempt: 1,
+      message: "Rate limit exceeded, retry later",
+      retry_at: 1795536620060,
+    });
+    const response = ofType("model_response", ROOT)[1];
+    expect(response?.data).toMatchObject({ duration_ms: 2_280, first_token_ms: 130 });
+    const requests = ofType("model_request", ROOT).filter(
+      ({ data }) => data.call_id === response?.data.call_id,
+    );
+    expect(requests.map(({ timestamp }) => timestamp)).toEqual([1795536618034, 1795536620061]);
+  });
+
+  test("ends each turn with its reason, and with the cost of the last step in it", () => {
+    const ends = ofType("session_end", ROOT).map(({ data }) => [data.reason, data.cost]);
+    expect(ends).toEqual([
+      ["completed", 0.0302652],
+      ["completed", 0.0402984],
+      ["completed", 0.045504], // the person has refused a call
+      ["interrupted", 0.045504],
+      ["interrupted", 0.045504],
+      ["completed", 0.0567972],
+      ["completed", 0.0626328], // compaction
+      ["completed", 0.0626328], // the person's own command
+    ]);
+  });
+
+  test("has the cost of its steps in the cost of the session", () => {
+    const steps = ofType("model_response", ROOT).map(({ data }) => Number(data.cost ?? 0));
+    expect(steps.reduce((sum, cost) => sum + cost)).toBeCloseTo(0.0626328, 9);
+  });
+
+  test("tells of a failed request once, as that of its model", () => {
+    const failed = events.filter(({ session_id }) => session_id === FAILING);
+    expect(said(failed, "session_error", "model_response", "session_end")).toEqual([
+      [
+        "model_response",
+        expect.objectContaining({
+          outcome: "failed",
+          error: "Invalid request: model does not exist",
+        }),
+      ],
+      ["session_end", expect.objectContaining({ reason: "error" })],
+    ]);
+  });
+
+  test("tells of todos and changes as facts of the session", () => {
+    const data = ofType("session_update", ROOT).at(-1)?.data;
+    expect(data?.changes).toEqual({ files: 2, additions: 2, deletions: 1 });
+    expect(data?.todos).toEqual([
+      { content: "Survey", status: "completed" },
+      { content: "Edit README", status: "completed" },
+      { content: "Ask", status: "completed" },
+    ]);
+  });
+
+  test("gives nothing new when OpenCode repeats each event", () => {
+    expect(translateAll(CAPTURE.flatMap((line) => [line, line]))).toStrictEqual(events);
+  });
+
+  test("gives each event an id of its own, of a length that the server takes", () => {
     expect(new Set(events.map(({ id }) => id)).size).toBe(events.length);
-    for (const { id, data } of events) {
-      expect(id.length).toBeLessThanOrEqual(256);
-      for (const name of ["id", "type", "session_id", "timestamp"])
-        expect(data).not.toHaveProperty(name);
-    }
-  });
-
-  test("lets neither what a tool returned nor the conversation out", () => {
-    const sent = JSON.stringify(translateAll(CAPTURE));
-    expect(JSON.stringify(CAPTURE)).toContain("drwxr-xr-x");
-    expect(sent).not.toContain("drwxr-xr-x");
-    expect(sent).not.toContain("then look around in parallel");
+    expect(Math.max(...events.map(({ id }) => id.length))).toBeLessThanOrEqual(256);
   });
 });
 
@@ -249,94 +207,154 @@ const created: OpenCodeEvent = {
   type: "session.created",
   properties: { info: SESSION },
 };
-const updated = (id: string, facts: object = {}): OpenCodeEvent => ({
-  id,
-  type: "session.updated",
-  properties: { info: { ...SESSION, ...facts } },
-});
-const busy = (id: string, sessionID = "ses_1"): OpenCodeEvent => ({
+const createdChild: OpenCodeEvent = {
+  id: "evt_child",
+  type: "session.created",
+  properties: { info: { ...SESSION, id: "ses_2", parentID: "ses_1" } },
+};
+const status = (id: string, type: "busy" | "idle", sessionID = "ses_1"): OpenCodeEvent => ({
   id,
   type: "session.status",
-  properties: { sessionID, status: { type: "busy" } },
+  properties: { sessionID, status: { type } },
 });
+const busy = (id: string, sessionID = "ses_1") => status(id, "busy", sessionID);
 const idle = (id: string, sessionID = "ses_1"): OpenCodeEvent => ({
   id,
   type: "session.idle",
   properties: { sessionID },
 });
+const failure = (name: string, sessionID = "ses_1"): OpenCodeEvent => ({
+  id: `evt_${name}`,
+  type: "session.error",
+  properties: { sessionID, error: { name, data: { message: `${name}!` } } },
+});
 
-type ToolState = Parameters<typeof toolPart>[1];
-
-function toolPart(
-  tool: string,
-  state: {
-    status: "running" | "completed" | "error";
-    input?: object;
-    metadata?: { sessionId?: string; background?: boolean };
-    error?: string;
-    start?: number;
-  },
-  callID = "call_1",
-): OpenCodeEvent {
-  const { status, input = {}, metadata = {}, error = "failed", start = 4_000 } = state;
-  const time = { start, end: 5_000 };
-  const shared = { input, metadata, time };
+function step(info: object, sessionID = "ses_1"): OpenCodeEvent {
+  const none = { input: 0, output: 0, reasoning: 0, cache: { read: 0, write: 0 } };
+  const { time, ...rest } = { time: { created: 4_000 }, ...info };
+  const message = { id: "msg_1", sessionID, modelID: "large", providerID: "some" };
   return {
-    type: "message.part.updated",
-    properties: {
-      part: {
-        id: "prt_1",
-        type: "tool",
-        sessionID: "ses_1",
-        callID,
-        tool,
-        state: status === "error" ? { ...shared, status, error } : { ...shared, status },
-      },
-    },
+    type: "message.updated",
+    properties: { info: { role: "assistant", ...message, cost: 0, tokens: none, time, ...rest } },
   };
+}
+
+type State = Record<string, unknown> & { status: "running" | "completed" | "error" };
+
+function toolPart(tool: string, state: State, callID = "call_1"): OpenCodeEvent {
+  const whole = { input: {}, time: { start: 4_000, end: 5_000 }, ...state };
+  const ids = { id: "prt_1", sessionID: "ses_1", messageID: "msg_1" };
+  const event = {
+    type: "message.part.updated",
+    properties: { part: { ...ids, type: "tool", callID, tool, state: whole } },
+  };
+  return event as unknown as OpenCodeEvent;
 }
 
 const brief = (events: TelemetryEvent[]) =>
   events.map(({ type, session_id, timestamp }) => `${type} ${session_id} ${timestamp}`);
 
-describe("translator: sessions", () => {
-  test.each([
-    ["its title", { title: "Second" }, { title: "Second" }],
-    ["its agent", { agent: "plan" }, { agent: "plan" }],
-    ["its model", { model: { id: "large", providerID: "some" } }, { model: "large" }],
-    ["its directory", { directory: "/other" }, { directory: "/other" }],
-    ["its parent", { parentID: "ses_0" }, { parent_session_id: "ses_0" }],
-    ["its tokens", { tokens: { input: 7 } }, { tokens: { input: 7 } }],
-    ["its cost", { cost: 0.25 }, { cost: 0.25 }],
-  ])("a session.updated that changes %s gives a session_update with all facts", (_, info, fact) => {
-    const [, ...events] = translated(created, updated("evt_1", info), updated("evt_2", info));
-    expect(events).toStrictEqual([
-      {
-        id: "evt_1",
-        type: "session_update",
-        session_id: "ses_1",
-        timestamp: 5_002,
-        data: { title: "First", directory: "/project", ...fact },
-      },
+describe("translator: outcomes", () => {
+  const killed = (note: string) => ({
+    status: "completed" as const,
+    metadata: { exit: null },
+    output: `some\n\n<shell_metadata>\n${note}\n</shell_metadata>`,
+  });
+  test.each<[string, State, Record<string, unknown>]>([
+    ["completed", { status: "completed" }, { outcome: "ok" }],
+    ["exit 0", { status: "completed", metadata: { exit: 0 } }, { outcome: "ok" }],
+    ["exit 3", { status: "completed", metadata: { exit: 3 } }, { outcome: "exit", exit_code: 3 }],
+    ["killed by the person", killed("User aborted the command"), { outcome: "cancelled" }],
+    ["out of time", killed("exceeding timeout"), { outcome: "failed", error: "exceeding timeout" }],
+    ["an error", { status: "error", error: "No" }, { outcome: "failed", error: "No" }],
+    [
+      "a refused permission",
+      { status: "error", error: "The user rejected permission to use this tool." },
+      { outcome: "denied" },
+    ],
+    [
+      "a refused permission in a subagent",
+      { status: "error", error: "Subagent failed (task_id: ses_2): The user rejected permission" },
+      { outcome: "denied" },
+    ],
+    ["an abort", { status: "error", error: "Tool execution aborted" }, { outcome: "cancelled" }],
+    ["an aborted task", { status: "error", error: "Task cancelled" }, { outcome: "cancelled" }],
+  ])("of a call: %s", (_, state, ending) => {
+    const [event] = translated(toolPart("bash", state));
+    const { outcome, exit_code, error } = event?.data ?? {};
+    expect({ outcome, exit_code, error }).toEqual({
+      exit_code: undefined,
+      error: undefined,
+      ...ending,
+    } as never);
+  });
+
+  test("of a call that can't be made: failed, though OpenCode completes it", () => {
+    const error = "Model tried to call unavailable tool 'look'.";
+    const call = { status: "completed" as const, input: { tool: "look", error } };
+    const [event] = translated(toolPart("invalid", call));
+    expect(event?.data).toMatchObject({ tool: "invalid", outcome: "failed", error });
+  });
+
+  test("a failed subagent is one error: of its call, its agent and its child the session's", () => {
+    const child = { sessionId: "ses_2" };
+    const error = { name: "APIError", data: { message: "APIError!" } };
+    const events = translated(
+      created,
+      createdChild,
+      busy("evt_1", "ses_2"),
+      step({}, "ses_2"),
+      busy("evt_2", "ses_2"),
+      failure("APIError", "ses_2"),
+      idle("evt_3", "ses_2"),
+      step({ error, time: { created: 4_000, completed: 5_005 } }, "ses_2"),
+      toolPart("task", { status: "error", error: "Subagent failed: APIError!", metadata: child }),
+    );
+    const told = ["session_error", "model_response", "tool_use", "agent_complete"] as const;
+    expect(said(events, ...told).map(([type, { outcome }]) => [type, outcome])).toEqual([
+      ["session_error", undefined],
+      ["model_response", "cancelled"],
+      ["tool_use", "failed"],
+      ["agent_complete", "failed"],
     ]);
   });
 
-  test("a session.updated that changes no fact gives nothing", () => {
-    const other = { time: { created: 1_000, updated: 2_000 }, summary: { additions: 3 } };
-    expect(translated(created, updated("evt_1", other))).toHaveLength(1);
-  });
-
-  test("a session first heard of when it is updated started when it was created", () => {
-    expect(brief(translated(updated("evt_1"), updated("evt_2"), busy("evt_3")))).toEqual([
-      "session_start ses_1 1000",
-      "session_update ses_1 5001",
-      "session_start ses_1 5003", // it may have ended in an earlier process
+  test("an abort is no error", () => {
+    const events = translated(
+      created,
+      busy("evt_1"),
+      failure("MessageAbortedError"),
+      idle("evt_2"),
+    );
+    expect(said(events, "session_error", "session_end")).toEqual([
+      ["session_end", { reason: "interrupted" }],
     ]);
   });
 
+  test("an error that no step tells of is the session's, by name and message alone", () => {
+    const headers = { responseHeaders: { "set-cookie": "secret" }, responseBody: "secret" };
+    const error = { name: "APIError", data: { message: "Invalid key", ...headers } };
+    const events = translated(created, {
+      id: "evt_1",
+      type: "session.error",
+      properties: { sessionID: "ses_1", error },
+    });
+    expect(said(events, "session_error")).toEqual([
+      ["session_error", { error_name: "APIError", error: "Invalid key" }],
+    ]);
+  });
+
+  test("an error of which its step says nothing is told with the step's end", () => {
+    const steps = [busy("evt_1"), step({}), busy("evt_2"), failure("UnknownError")];
+    const events = translated(created, ...steps, step({ finish: "stop" }));
+    expect(said(events, "session_error")).toHaveLength(1);
+  });
+});
+
+describe("translator: sessions and agents", () => {
   test("each turn ends once, under its own id, and the next begins with a session_start", () => {
     const turns = [busy("evt_1"), idle("evt_2"), idle("evt_3"), busy("evt_4"), idle("evt_5")];
-    const events = translated(created, ...turns, updated("evt_6"));
+    const events = translated(created, ...turns);
     expect(brief(events)).toEqual([
       "session_start ses_1 1000",
       "session_end ses_1 5003",
@@ -346,282 +364,314 @@ describe("translator: sessions", () => {
     expect(events.map(({ id }) => id)).toEqual(["ses_1:session_start", "evt_2", "evt_4", "evt_5"]);
   });
 
-  test("without OpenCode's event ids each turn still ends under an id of its own", () => {
-    const turn = [busy("evt_1"), idle("evt_2")];
-    for (const event of turn) delete event.id;
-    const lines = [...turn, ...turn].map((event) => ({ at: 5_000, event }));
-    expect(new Set(translateAll(lines).map(({ id }) => id)).size).toBe(4);
-  });
-
-  test("what still comes after the end of a turn is followed by another end", () => {
+  test("a turn that is aborted ends with its step", () => {
+    const error = { name: "MessageAbortedError" };
+    const before = [
+      created,
+      busy("evt_1"),
+      step({}),
+      busy("evt_2"),
+      failure("MessageAbortedError"),
+    ];
     const aborted = toolPart("bash", { status: "error", error: "Tool execution aborted" });
-    const events = translated(created, busy("evt_1"), idle("evt_2"), aborted, idle("evt_3"));
+    const end = step({ error, time: { created: 4_000, completed: 5_009 } });
+    const events = translated(...before, idle("evt_3"), aborted, end, idle("evt_4"));
     expect(brief(events)).toEqual([
       "session_start ses_1 1000",
-      "session_end ses_1 5003",
+      "model_request ses_1 5004",
       "tool_use ses_1 5000",
-      "session_end ses_1 5004",
+      "model_response ses_1 5004",
+      "session_end ses_1 5008",
     ]);
-    expect(new Set(events.map(({ id }) => id)).size).toBe(4);
   });
 
-  test("session.error gives its name and message, and nothing else that a provider said", () => {
-    const error = {
-      name: "APIError",
-      data: {
-        message: "Invalid key",
-        statusCode: 401,
-        responseHeaders: { "set-cookie": "secret" },
-        responseBody: "secret",
-        metadata: { url: "https://secret" },
-      },
-    };
-    const failed: OpenCodeEvent = {
+  test("what a fork copies is neither its call nor its cost", () => {
+    const tokens = { input: 9, output: 1, reasoning: 0, cache: { read: 0, write: 0 } };
+    const copied = step({ finish: "stop", cost: 0.5, tokens, time: { created: 900 } });
+    const call = toolPart("bash", { status: "completed", time: { start: 999, end: 1_000 } });
+    const updated: OpenCodeEvent = {
       id: "evt_1",
-      type: "session.error",
-      properties: { sessionID: "ses_1", error },
+      type: "session.updated",
+      properties: { info: { ...SESSION, cost: 0.5, tokens } },
     };
-    expect(translated(failed)).toStrictEqual([
-      {
-        id: "evt_1",
-        type: "session_error",
-        session_id: "ses_1",
-        timestamp: 5_001,
-        data: { error_name: "APIError", error: "Invalid key" },
-      },
-    ]);
+    const events = translated(created, copied, call, updated);
+    expect(said(events, "tool_use", "model_response")).toEqual([]);
+    expect(events.at(-1)?.data.cost).toBe(0);
+  });
+
+  test("the person's own command asks no model", () => {
+    const events = translated(
+      created,
+      busy("evt_1"),
+      step({}),
+      step({ time: { created: 4_000, completed: 4_500 } }),
+      idle("evt_2"),
+    );
+    expect(said(events, "model_request", "model_response")).toEqual([]);
   });
 
   test.each([
-    ["of no session", { error: { name: "UnknownError" } }],
-    ["without an error", { sessionID: "ses_1" }],
-  ])("a session.error %s gives nothing", (_, properties) => {
-    expect(translated({ type: "session.error", properties })).toEqual([]);
+    ["idles", undefined, "ok"],
+    ["fails", "UnknownError", "failed"],
+    ["is aborted", "MessageAbortedError", "cancelled"],
+  ])("the agent of a task in the background ends when its session %s", (_, error, outcome) => {
+    const metadata = { sessionId: "ses_2", background: true };
+    const events = translated(
+      created,
+      createdChild,
+      busy("evt_1", "ses_2"),
+      toolPart("task", { status: "running", metadata }),
+      toolPart("task", { status: "completed", metadata }),
+      ...(error === undefined ? [] : [failure(error, "ses_2")]),
+      idle("evt_2", "ses_2"),
+      idle("evt_3", "ses_2"),
+    );
+    const ends = events.filter(({ type }) => type === "agent_complete");
+    expect(ends.map(({ data }) => data.outcome)).toEqual([outcome]);
   });
 
-  test("a provider's options and headers stay, wherever they are", () => {
-    const options = { apiKey: "secret", headers: { authorization: "secret" } };
-    const info = { model: { id: "large", options }, provider: { options }, metadata: options };
-    const [, update] = translated(created, updated("evt_1", info));
-    expect(update?.data.model).toBe("large");
-    expect(JSON.stringify(update)).not.toContain("secret");
+  test("a task without a child is a call, and no agent", () => {
+    const events = translated(toolPart("task", { status: "error", error: "No such agent" }));
+    expect(brief(events)).toEqual(["tool_use ses_1 5000"]);
+  });
+
+  test("a subagent's wait for the person is one of its task, too", () => {
+    const asks: OpenCodeEvent = {
+      type: "permission.asked",
+      properties: {
+        id: "per_1",
+        sessionID: "ses_2",
+        permission: "bash",
+        patterns: ["ls"],
+        tool: { messageID: "msg_2", callID: "call_2" },
+      },
+    };
+    const replies: OpenCodeEvent = {
+      type: "permission.replied",
+      properties: { sessionID: "ses_2", requestID: "per_1", reply: "once" },
+    };
+    const task = { metadata: { sessionId: "ses_2" }, time: { start: 5_000, end: 6_000 } };
+    const { translate } = createTranslator();
+    translate(toolPart("task", { status: "running", ...task }), 5_000);
+    translate(asks, 5_100);
+    translate(replies, 5_400);
+    const events = translate(toolPart("task", { status: "completed", ...task }), 6_000);
+    expect(said(events, "tool_use")).toMatchObject([["tool_use", { waited_ms: 300 }]]);
+  });
+
+  test.each([
+    ["once", "ok"],
+    ["reject", "denied"],
+  ])("a permission that is replied with %s → its wait was %s", (reply, outcome) => {
+    const replied: OpenCodeEvent = {
+      type: "permission.replied",
+      properties: { sessionID: "ses_1", requestID: "per_1", reply },
+    };
+    const events = translated(busy("evt_1"), replied);
+    expect(said(events, "input_resolved")).toMatchObject([["input_resolved", { reply, outcome }]]);
+  });
+
+  test("a request that an abort has left open is not answered after the end", () => {
+    const replied: OpenCodeEvent = {
+      type: "permission.replied",
+      properties: { sessionID: "ses_1", requestID: "per_1", reply: "reject" },
+    };
+    expect(translated(busy("evt_1"), idle("evt_2"), replied).map(({ type }) => type)).toEqual([
+      "session_start",
+      "session_end",
+    ]);
+  });
+
+  test("calls that a model numbers anew in each answer stay apart; a long id becomes short", () => {
+    const id = (callID: string) =>
+      translated(toolPart("bash", { status: "completed" }, callID))[0]?.data.call_id;
+    expect(id("call_0")).toBe("msg_1:call_0");
+    expect(String(id("x".repeat(2_000))).length).toBeLessThan(128);
+    expect(id("x".repeat(2_000))).not.toBe(id("x".repeat(2_001)));
+  });
+
+  test("a model's limit is learned from the hook before it is asked", () => {
+    const { learn, translate } = createTranslator();
+    learn({ id: "large", providerID: "some", limit: { context: 200_000 } });
+    expect(translate(step({ finish: "stop" }), 5_000)[0]?.data.context_limit).toBe(200_000);
   });
 });
 
-describe("translator: tools and agents", () => {
-  const task = (state: ToolState) =>
-    toolPart("task", { input: { subagent_type: "explore", prompt: "Look" }, ...state });
-  const child = { sessionId: "ses_2" };
-
-  test("a running tool gives nothing, one that ends gives one tool_use at its end", () => {
-    const running = toolPart("bash", { status: "running" });
-    const completed = toolPart("bash", { status: "completed", input: { command: "ls" } });
-    const events = translated(running, running, completed, completed);
-    expect(events).toStrictEqual([
-      {
-        id: "prt_1:tool_use",
-        type: "tool_use",
-        session_id: "ses_1",
-        timestamp: 5_000,
-        data: {
-          tool: "bash",
-          args: { command: "ls" },
-          call_id: "call_1",
-          duration_ms: 1_000,
-          success: true,
-        },
-      },
-    ]);
+describe("content", () => {
+  const event = (type: TelemetryEvent["type"], data: Record<string, unknown>): TelemetryEvent => ({
+    id: "event",
+    type,
+    session_id: "ses_1",
+    timestamp: 1_000,
+    data,
   });
 
-  test("a tool that ended before it started, after its clock was set back, took 0 ms", () => {
-    const [event] = translated(toolPart("bash", { status: "completed", start: 6_000 }));
-    expect(event?.data.duration_ms).toBe(0);
+  const todos = [{ content: "Tidy up", status: "pending" }];
+  const files = [{ path: "a.ts", additions: 1, deletions: 2 }];
+  const NONE = { todos: [{ status: "pending" }], files: [{ additions: 1, deletions: 2 }] };
+  test.each<[TelemetryEvent["type"], string, unknown, unknown, unknown, unknown]>([
+    ["session_update", "title", "Mend it", undefined, "Mend it", "Mend it"],
+    ["session_update", "directory", "/project", "/project", "/project", "/project"],
+    ["session_update", "todos", todos, NONE.todos, todos, todos],
+    ["tool_start", "args", { command: "ls" }, undefined, { command: "ls" }, { command: "ls" }],
+    ["tool_use", "tool", "bash", "bash", "bash", "bash"],
+    ["tool_use", "exit_code", 1, 1, 1, 1],
+    ["tool_use", "error", "No", undefined, "No", "No"],
+    ["tool_use", "files", files, NONE.files, files, files],
+    ["tool_use", "output", "total 0", undefined, undefined, "total 0"],
+    ["agent_spawn", "description", "Look", undefined, "Look", "Look"],
+    ["agent_spawn", "prompt", "Look", undefined, "Look", "Look"],
+    ["turn_start", "prompt", "Do it", undefined, undefined, "Do it"],
+    ["model_response", "text", "Done", undefined, undefined, "Done"],
+    ["retry", "message", "Too many", undefined, "Too many", "Too many"],
+    ["input_requested", "detail", "bash: ls", undefined, "bash: ls", "bash: ls"],
+    ["input_resolved", "reply", "Blue", undefined, "Blue", "Blue"],
+  ])("%s: %s leaves as chosen", (type, name, value, none, args, full) => {
+    const leaves = (content: string) =>
+      createShape({ content })(event(type, { [name]: value })).data[name];
+    expect([leaves("none"), leaves("args"), leaves("full")]).toEqual([none, args, full]);
+    expect(leaves("a misspelt mode")).toEqual(none as never);
   });
 
-  test("an agent_spawn waits for the child session, and comes once", () => {
-    const waiting = task({ status: "running" });
-    const running = task({ status: "running", metadata: child });
-    expect(translated(waiting)).toEqual([]);
-    const events = translated(waiting, running, running);
-    expect(brief(events)).toEqual(["agent_spawn ses_1 4000"]);
-    expect(events[0]?.data).toStrictEqual({
-      subagent_type: "explore",
-      prompt: "Look",
-      call_id: "call_1",
-      child_session_id: "ses_2",
-    });
-  });
-
-  test("a task that fails before it has a child is a spawned and failed agent", () => {
-    const events = translated(task({ status: "running" }), task({ status: "error", error: "No" }));
-    expect(brief(events)).toEqual([
-      "agent_spawn ses_1 4000",
-      "tool_use ses_1 5000",
-      "agent_complete ses_1 5000",
-    ]);
-    expect(events[1]?.data).toMatchObject({ success: false, error: "No" });
-    expect(events[2]?.data).toStrictEqual({
-      subagent_type: "explore",
-      call_id: "call_1",
-      duration_ms: 1_000,
-      success: false,
-      error: "No",
-    });
-  });
-
-  test.each([
-    ["idles", [], true],
-    ["fails and idles", ["session.error"], false],
-  ])(
-    "the agent of a task in the background is complete when its session %s",
-    (_, fails, success) => {
-      const events = translated(
-        created,
-        busy("evt_1"),
-        task({ status: "running", metadata: child }),
-        task({ status: "completed", metadata: { ...child, background: true } }),
-        idle("evt_2"),
-        ...fails.map((): OpenCodeEvent => ({
-          type: "session.error",
-          properties: { sessionID: "ses_2", error: { name: "UnknownError" } },
-        })),
-        idle("evt_3", "ses_2"),
-        idle("evt_4", "ses_2"),
-      );
-      const end = success ? 5_006 : 5_007;
-      const complete = events.filter(({ type }) => type === "agent_complete");
-      expect(brief(complete)).toEqual([`agent_complete ses_1 ${end}`]);
-      expect(complete[0]?.data).toMatchObject({ duration_ms: end - 4_000, success });
-      // The parent's turn had ended before: it does so again.
-      expect(brief(events.slice(-1))).toEqual([`session_end ses_1 ${end}`]);
-    },
-  );
-
-  test("the calls that a fork copies aren't its own", () => {
-    const copied = toolPart("bash", { status: "completed", start: 999 });
-    expect(brief(translated(created, copied))).toEqual(["session_start ses_1 1000"]);
-  });
-
-  test.each([
-    ["no string", 7],
-    ["empty", ""],
-    ["too long", "x".repeat(257)],
-  ])("a subagent_type that is %s is unknown", (_, subagent_type) => {
-    const [spawn] = translated(
-      toolPart("task", { status: "running", input: { subagent_type }, metadata: child }),
-    );
-    expect(spawn?.data.subagent_type).toBe("unknown");
-  });
-
-  test("a call_id longer than the server takes is replaced by the part's id", () => {
-    const [event] = translated(toolPart("bash", { status: "completed" }, "x".repeat(257)));
-    expect(event?.data.call_id).toBe("prt_1");
+  test("the answer to a permission is one of three words, and leaves in every mode", () => {
+    const shape = createShape({ content: "none" });
+    const { data } = shape(event("input_resolved", { kind: "permission", reply: "once" }));
+    expect(data.reply).toBe("once");
   });
 
   const LONG = "ä".repeat(5_000);
-  const LONG_ARGS = JSON.stringify({ content: LONG });
+  test.each<[string, string, unknown, Record<string, unknown>]>([
+    ["4,096 characters stay whole", "error", LONG.slice(0, 4_096), { error: LONG.slice(0, 4_096) }],
+    [
+      "a longer text is cut",
+      "error",
+      LONG,
+      { error: LONG.slice(0, 4_096), error_cut: true, error_length: 5_000 },
+    ],
+    [
+      "of what a tool returned the end stays",
+      "output",
+      `${LONG}end`,
+      { output: `${LONG.slice(0, 4_093)}end`, output_cut: true, output_length: 5_003 },
+    ],
+    [
+      "a surrogate pair isn't cut in two",
+      "error",
+      `${"x".repeat(4_095)}😀`,
+      { error: "x".repeat(4_095), error_cut: true, error_length: 4_097 },
+    ],
+    [
+      "long arguments become their JSON, cut",
+      "args",
+      { content: LONG },
+      { args: JSON.stringify({ content: LONG }).slice(0, 4_096), args_cut: true },
+    ],
+  ])("%s", (_, name, value, data) => {
+    const shape = createShape({ content: "full" });
+    expect(shape(event("tool_use", { [name]: value })).data).toEqual(data);
+  });
 
-  test("arguments, prompts and errors are cut at 4 KB, and say so", () => {
-    const call = { input: { content: LONG }, error: LONG };
-    const [event] = translated(toolPart("write", { status: "error", ...call }));
-    expect(event?.data).toMatchObject({
-      args: LONG_ARGS.slice(0, 4_096),
-      args_cut: true,
-      args_length: LONG_ARGS.length,
-      error: "ä".repeat(4_096),
-      error_cut: true,
-      error_length: 5_000,
+  test("of what the model says the whole length is told", () => {
+    const part = {
+      id: "prt_1",
+      sessionID: "ses_1",
+      messageID: "msg_1",
+      time: { start: 1, end: 2 },
+    };
+    const text: OpenCodeEvent = {
+      type: "message.part.updated",
+      properties: { part: { ...part, type: "text", text: "x".repeat(10_000) } },
+    };
+    const [response] = translated(step({}), text, step({ finish: "stop" }));
+    const { data } = createShape({ content: "full" })(response!);
+    expect([data.text_cut, data.text_length]).toEqual([true, 10_000]);
+  });
+
+  test("of a list that is too long the rest leaves as counts", () => {
+    const many = Array.from({ length: 100 }, (_, index) => ({
+      content: `${index} ${"x".repeat(96)}`,
+      status: "pending",
+    }));
+    const { todos } = createShape({})(event("session_update", { todos: many })).data;
+    const left = todos as typeof many;
+    expect(left).toHaveLength(100);
+    expect(left[0]).toEqual(many[0]!);
+    expect(left[99]).toEqual({ status: "pending" } as never);
+    const texts = left.map(({ content = "" }) => content).join("");
+    expect(texts.length).toBeGreaterThan(3_000);
+    expect(texts.length).toBeLessThanOrEqual(4_096);
+  });
+
+  test("arguments of any size and depth take less than 1 ms", () => {
+    let deep: unknown = "x";
+    for (let depth = 0; depth < 5_000; depth++) deep = [deep];
+    const wide = Array.from({ length: 100_000 }, (_, index) => ({ index, text: "y".repeat(100) }));
+    const args = { deep, wide, long: "z".repeat(10_000_000) };
+    const shape = createShape({});
+    const durations = Array.from({ length: 50 }, () => {
+      const start = performance.now();
+      shape(event("tool_use", { args }));
+      return performance.now() - start;
     });
-    const [spawn] = translated(
-      toolPart("task", { status: "running", input: { prompt: LONG }, metadata: child }),
-    );
-    expect(spawn?.data).toMatchObject({
-      prompt: "ä".repeat(4_096),
-      prompt_cut: true,
-      prompt_length: 5_000,
+    expect(durations.toSorted((a, b) => a - b)[25]).toBeLessThan(1);
+  });
+
+  // Put together here, so that no scanner takes them for real.
+  const digits = "0123456789abcdefghij0123456789abcdefghij";
+  const key = (what: string) => `-----${what} RSA PRIVATE KEY-----`;
+  test.each([
+    ["a bearer token", `curl -H "Authorization: Bearer ${digits}" x`, digits],
+    ["basic authorization", "Authorization: Basic dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"],
+    ["a key of OpenAI's form", `use sk-${digits} now`, digits],
+    ["a key of Anthropic's form", `use sk-ant-api03-${digits} now`, digits],
+    ["a token of GitHub's form", `git clone ghp_${digits}`, digits],
+    ["a token of GitLab's form", `glpat-${digits}`, digits],
+    ["a token of Slack's form", `xoxb-${digits}`, digits],
+    ["a key id of AWS's form", `AKIA${"0123456789ABCDEF"}`, "0123456789ABCDEF"],
+    ["a key of Google's form", `AIza${digits}`, digits],
+    ["a JSON web token", `eyJ${digits}.eyJ${digits}.${digits}`, digits],
+    ["a private key", `${key("BEGIN")}\nMIIEabcdef\n${key("END")}`, "MIIEabcdef"],
+    ["a private key that is cut off", `${key("BEGIN")}\nMIIEabcdef`, "MIIEabcdef"],
+    ["the rest of a private key", `MIIEabcdef\n${key("END")}`, "MIIEabcdef"],
+    ["a password in a URL", "psql postgres://me:hunter22@host/db", "hunter22"],
+    ["an assignment", "DB_PASSWORD=hunter22 ./run", "hunter22"],
+    ["a quoted assignment", 'password = "hunter 22 and more"', "and more"],
+    ["JSON", '{"api_key": "hunter22"}', "hunter22"],
+    ["JSON in a string", '{\\"token\\":\\"hunter22\\"}', "hunter22"],
+    ["a header", "X-Api-Key: hunter22", "hunter22"],
+    ["an option", "mysql --password hunter22 db", "hunter22"],
+    ["curl's user", "curl -u me:hunter22 x", "hunter22"],
+  ])("%s is masked, unless that is turned off", (_, text, secret) => {
+    for (const args of [{ command: text }, text]) {
+      const sent = JSON.stringify(createShape({})(event("tool_use", { args })));
+      expect(sent).not.toContain(secret);
+      expect(sent).toContain("***");
+    }
+    const open = createShape({ redact: "off" })(event("tool_use", { args: { command: text } }));
+    expect(open.data.args).toEqual({ command: text });
+  });
+
+  test("a secret by its name in the arguments, and one across the cut", () => {
+    const shape = createShape({ content: "full" });
+    expect(shape(event("tool_use", { args: { secret: "hunter22", n: 1 } })).data.args).toEqual({
+      secret: "***",
+      n: 1,
     });
+    const text = `${"x ".repeat(2_040)} Bearer ${digits}`;
+    expect(JSON.stringify(shape(event("tool_use", { error: text })))).not.toContain("0123");
   });
 
   test.each([
-    ["4,096 characters stay whole", "x".repeat(4_096), "x".repeat(4_096), undefined],
-    ["4,097 are cut", "x".repeat(4_097), "x".repeat(4_096), true],
-    ["a surrogate pair isn't cut in two", `${"x".repeat(4_095)}😀`, "x".repeat(4_095), true],
-  ])("%s", (_, error, sent, cut) => {
-    const [event] = translated(toolPart("bash", { status: "error", error }));
-    expect(event?.data.error).toBe(sent);
-    expect(event?.data.error_cut).toBe(cut);
-  });
-});
-
-describe("translator: permissions and questions", () => {
-  const questions = [{ question: "Which colour?" }, { question: "Which size?" }];
-  test.each<[string, OpenCodeEvent, Record<string, unknown>]>([
-    [
-      "permission.asked",
-      {
-        type: "permission.asked",
-        properties: {
-          id: "req_1",
-          sessionID: "ses_1",
-          permission: "bash",
-          patterns: ["rm *", "ls"],
-        },
-      },
-      { type: "input_requested", kind: "permission", detail: "bash: rm *, ls" },
-    ],
-    [
-      "permission.updated, as older versions say",
-      {
-        type: "permission.updated",
-        properties: { id: "req_1", sessionID: "ses_1", title: "rm *" },
-      },
-      { type: "input_requested", kind: "permission", detail: "rm *" },
-    ],
-    [
-      "permission.replied",
-      {
-        type: "permission.replied",
-        properties: { sessionID: "ses_1", requestID: "req_1", reply: "once" },
-      },
-      { type: "input_resolved", kind: "permission", reply: "once" },
-    ],
-    [
-      "permission.replied of older versions",
-      {
-        type: "permission.replied",
-        properties: { sessionID: "ses_1", permissionID: "req_1", response: "always" },
-      },
-      { type: "input_resolved", kind: "permission", reply: "always" },
-    ],
-    [
-      "question.asked",
-      { type: "question.asked", properties: { id: "req_1", sessionID: "ses_1", questions } },
-      { type: "input_requested", kind: "question", detail: "Which colour?\nWhich size?" },
-    ],
-    [
-      "question.replied",
-      {
-        type: "question.replied",
-        properties: { sessionID: "ses_1", requestID: "req_1", answers: [["Red", "Blue"], ["L"]] },
-      },
-      { type: "input_resolved", kind: "question", reply: "Red, Blue, L" },
-    ],
-    [
-      "question.rejected",
-      { type: "question.rejected", properties: { sessionID: "ses_1", requestID: "req_1" } },
-      { type: "input_resolved", kind: "question", reply: "reject" },
-    ],
-  ])("%s", (_, event, { type, ...data }) => {
-    expect(translated(event, event)).toStrictEqual([
-      {
-        id: `req_1:${type}`,
-        type,
-        session_id: "ses_1",
-        timestamp: 5_001,
-        data: { request_id: "req_1", ...data },
-      },
-    ] as TelemetryEvent[]);
+    "git status --short",
+    "max_tokens: 4096, tokens=12",
+    "cd /home/dev && PWD=/home/dev ls",
+    "curl https://example.com:8080/path",
+    "echo $PASSWORD; TOKEN=$TOKEN ./run",
+    "the author of disk-usage-of-the-year-2026",
+  ])("%s stays", (command) => {
+    expect(createShape({})(event("tool_use", { args: { command } })).data.args).toEqual({
+      command,
+    });
   });
 });
 
@@ -634,12 +684,18 @@ function startReceiver(
   port = 0,
 ) {
   const posts: { at: number; bytes: number; headers: Headers; ids: string[] }[] = [];
+  /** The bodies of the posts to /api/senders; a server that doesn't have it answers 404. */
+  const beats: Record<string, unknown>[] = [];
   const stored: TelemetryEvent[] = [];
   const server = Bun.serve({
     hostname: "127.0.0.1",
     port,
     async fetch(req) {
       const body = await req.text();
+      if (new URL(req.url).pathname !== "/api/events") {
+        if (req.method === "POST") beats.push(JSON.parse(body));
+        return new Response("{}", { status: 404 });
+      }
       const events: TelemetryEvent[] = JSON.parse(body);
       const ids = events.map(({ id }) => id);
       posts.push({
@@ -657,6 +713,7 @@ function startReceiver(
     url: server.url.href,
     port: server.port ?? 0,
     posts,
+    beats,
     stored,
     ids: () => stored.map(({ id }) => id),
     [Symbol.asyncDispose]: () => server.stop(true),
@@ -974,18 +1031,138 @@ describe("plugin", () => {
   });
 });
 
+describe("presence", () => {
+  /** Timers that fire when told to. */
+  function startClock() {
+    const timers = new Map<number, { action: () => void; ms: number }>();
+    let serial = 0;
+    return {
+      timers: () => [...timers.values()].map(({ ms }) => ms),
+      schedule(action: () => void, ms: number) {
+        const id = serial++;
+        timers.set(id, { action, ms });
+        return () => void timers.delete(id);
+      },
+      fire() {
+        for (const [id, { action }] of [...timers]) if (timers.delete(id)) action();
+      },
+    };
+  }
+
+  test("beats every 10 s while a session runs, has no timer while none does, and says bye", async () => {
+    await using receiver = startReceiver();
+    const clock = startClock();
+    const hooks = createHooks({
+      server: receiver.url,
+      sender: "the sender",
+      schedule: clock.schedule,
+    });
+    await hooks.event({ event: created });
+    expect(clock.timers()).toEqual([]);
+    await hooks.event({ event: busy("evt_1") });
+    expect(clock.timers()).toEqual([0]);
+    clock.fire();
+    expect(clock.timers()).toEqual([10_000]);
+    clock.fire();
+    await waitFor(() => receiver.beats.length === 2, "two beats");
+    expect(receiver.beats[0]).toEqual({
+      sender: "the sender",
+      every_ms: 10_000,
+      name: "opencode",
+      version: expect.any(String),
+    });
+    await hooks.event({ event: idle("evt_2") });
+    expect(clock.timers()).toEqual([]);
+    await hooks.dispose();
+    expect(receiver.beats.slice(2)).toEqual([{ sender: "the sender", bye: true }]);
+    expect(receiver.stored.map(({ data }) => data.sender)).toEqual(
+      receiver.stored.map(() => "the sender"),
+    );
+  });
+
+  test("a process that ends says that its running sessions are interrupted", async () => {
+    await using receiver = startReceiver();
+    const hooks = createHooks({ server: receiver.url });
+    await hooks.event({ event: created });
+    await hooks.event({ event: busy("evt_1") });
+    await hooks.dispose();
+    expect(receiver.stored.at(-1)).toMatchObject({
+      type: "session_end",
+      session_id: "ses_1",
+      data: { reason: "interrupted" },
+    });
+  });
+
+  test("ends what a lost predecessor left open in this project, and nothing else", async () => {
+    const at = "2026-01-01T12:00:00.000Z";
+    const session = (id: string, sender: unknown, directory = "/project") => ({
+      ...{ id, last_event_at: at },
+      info: { sender, directory },
+    });
+    const stored: TelemetryEvent[] = [];
+    await using server = Bun.serve({
+      hostname: "127.0.0.1",
+      port: 0,
+      routes: {
+        "/api/senders": {
+          GET: () =>
+            Response.json({
+              senders: [
+                { sender: "lost", is_lost: true },
+                { sender: "alive", is_lost: false },
+              ],
+            }),
+          POST: () => new Response(null, { status: 204 }),
+        },
+        "/api/sessions": (req) =>
+          Response.json({
+            sessions: req.url.endsWith("?status=stale")
+              ? [
+                  session("ses_lost", "lost"),
+                  session("ses_unheard", "before the server's start"),
+                  session("ses_sibling", "alive"),
+                  session("ses_own", "own"),
+                  session("ses_nobody", undefined),
+                  session("ses_elsewhere", "lost", "/other"),
+                ]
+              : [],
+          }),
+        "/api/events": async (req) => {
+          stored.push(...((await req.json()) as TelemetryEvent[]));
+          return Response.json({}, { status: 201 });
+        },
+      },
+    });
+    const directories = new Set(["/project"]);
+    const hooks = createHooks({ server: server.url.href, sender: "own", directories });
+    await hooks.event({ event: busy("evt_1") });
+    const ends = () => stored.filter(({ data }) => data.reason === "interrupted");
+    await waitFor(() => ends().length === 2, "two ends");
+    const timestamp = Date.parse(at) + 1;
+    expect(ends().map(({ session_id, timestamp }) => [session_id, timestamp])).toEqual([
+      ["ses_lost", timestamp],
+      ["ses_unheard", timestamp],
+    ]);
+    await hooks.event({ event: idle("evt_2") });
+  });
+});
+
 describe("plugin and server", () => {
-  interface Detail {
-    session: { id: string };
-    tools: { tool: string; error: string | null; duration_ms: number }[];
-    agents: { subagent_type: string; duration_ms: number }[];
+  interface Row {
+    id: string;
+    status: string;
+    error_count: number;
+    tool_count: number;
+    agent_count: number;
+    cost: { own: number; total: number };
+    info: Record<string, unknown>;
   }
   const played = { now: () => (CAPTURE.at(-1)?.at ?? 0) + 1_000 };
 
   /** The captured run, as OpenCode announced it; OpenCode exits at the end. */
-  async function play(server: string): Promise<void> {
+  async function play(server: string, content = "args"): Promise<void> {
     let at = 0;
-    const hooks = createHooks({ server, now: () => at });
+    const hooks = createHooks({ server, content, sender: "the sender", now: () => at });
     for (const line of CAPTURE) {
       at = line.at;
       await hooks.event(line);
@@ -993,60 +1170,78 @@ describe("plugin and server", () => {
     await hooks.dispose();
   }
 
-  async function rows(server: { url: string }) {
-    const { sessions } = await getJson<{ sessions: { id: string }[] }>(server, "/api/sessions");
-    const details = await Promise.all(
-      sessions.map(({ id }) => getJson<Detail>(server, `/api/sessions/${id}`)),
-    );
-    return { sessions, details };
-  }
+  const listed = async (server: { url: string }) =>
+    (await getJson<{ sessions: Row[] }>(server, "/api/sessions")).sessions;
+  const spansOf = async (server: { url: string }, id: string) =>
+    (
+      await getJson<{ spans: { kind: string; outcome: string | null }[] }>(
+        server,
+        `/api/spans?limit=500&sessionId=${id}`,
+      )
+    ).spans;
 
-  test("the captured run is one completed session with two children", async () => {
+  test.each(["none", "args", "full"])("the captured run is five sessions (%s)", async (content) => {
+    await using server = await startTestServer(played);
+    await play(server.url, content);
+    const rows = Object.fromEntries((await listed(server)).map((row) => [row.id, row]));
+    expect(Object.keys(rows)).toHaveLength(5);
+    expect(Object.values(rows).map(({ status }) => status)).toEqual(Array(5).fill("completed"));
+    expect(rows[ROOT]).toMatchObject({
+      error_count: 3, // a file not found, a command's exit code, a task that was refused
+      tool_count: 16,
+      agent_count: 2,
+      info: { sender: "the sender", changes: { files: 2, additions: 2, deletions: 1 } },
+    });
+    expect(rows[ROOT]?.cost.own).toBeCloseTo(0.0626328, 9);
+    expect(rows[ROOT]?.cost.total).toBeCloseTo(0.0626328 + 3 * 0.0072612, 9);
+    expect(rows[FAILING]).toMatchObject({ error_count: 1, info: { reason: "error" } });
+    expect(rows[ROOT]?.info.title).toBe(content === "none" ? undefined : "Renamed by hand");
+  });
+
+  test("the captured run leaves no span open, and as many of each outcome as there were", async () => {
     await using server = await startTestServer(played);
     await play(server.url);
-    const { sessions, details } = await rows(server);
+    const counts: Record<string, number> = {};
+    for (const { kind, outcome } of await spansOf(server, ROOT))
+      counts[`${kind} ${outcome}`] = (counts[`${kind} ${outcome}`] ?? 0) + 1;
+    expect(counts).toEqual({
+      "tool ok": 11,
+      "tool failed": 2,
+      "tool exit": 1,
+      "tool denied": 1,
+      "tool cancelled": 1,
+      "agent ok": 2,
+      "model ok": 13,
+      "model cancelled": 2,
+      "wait ok": 3,
+      "wait denied": 1,
+    });
+  });
 
-    const facts = { status: "completed", parent_session_id: ROOT };
-    expect(sessions).toHaveLength(3);
-    expect(sessions).toEqual(
-      expect.arrayContaining([
-        expect.objectContaining({
-          id: ROOT,
-          status: "completed",
-          started_at: "2026-11-22T11:26:48.998Z",
-          parent_session_id: null,
-          info: expect.objectContaining({ title: "Title", model: "mock", tokens: tokens(3) }),
-        }),
-        expect.objectContaining({ ...facts, id: GENERAL }),
-        expect.objectContaining({ ...facts, id: EXPLORE }),
-      ]),
-    );
-
-    const tools = details.flatMap((detail) => detail.tools);
-    expect(tools.map(({ tool }) => tool).sort()).toEqual([
-      "bash",
-      "bash",
-      "bash",
-      "read",
-      "task",
-      "task",
-    ]);
-    expect(tools.filter(({ error }) => error)).toMatchObject([
-      { tool: "read", error: "File not found: /nonexistent/file.txt" },
-    ]);
-    expect(details.find(({ session }) => session.id === ROOT)?.agents).toMatchObject([
-      { subagent_type: "general", duration_ms: 1795346811214 - 1795346810645 },
-      { subagent_type: "explore", duration_ms: 1795346811303 - 1795346810671 },
-    ]);
-    expect(details.flatMap((detail) => detail.agents)).toHaveLength(2);
+  test("neither what a tool returned nor the conversation is stored, unless chosen", async () => {
+    const stored = async (content: string) => {
+      await using server = await startTestServer(played);
+      await play(server.url, content);
+      return JSON.stringify(await getJson(server, "/api/events?limit=1000"));
+    };
+    const [none, args, full] = [await stored("none"), await stored("args"), await stored("full")];
+    const texts: [string, boolean[]][] = [
+      ["SURVEY the repository with two agents", [false, false, true]],
+      ["The survey is complete", [false, false, true]],
+      ["hi\\nthere", [false, false, true]],
+      ["CHILD-NEST: report", [false, true, true]],
+      ["git push origin main", [false, true, true]],
+    ];
+    for (const [text, leaves] of texts)
+      expect([text, [none, args, full].map((log) => log.includes(text))]).toEqual([text, leaves]);
   });
 
   test("the same run again, from another process, changes no row", async () => {
     await using server = await startTestServer(played);
     await play(server.url);
-    const before = await rows(server);
+    const before = [await listed(server), await spansOf(server, ROOT)];
     await play(server.url);
-    expect(await rows(server)).toEqual(before);
+    expect([await listed(server), await spansOf(server, ROOT)]).toEqual(before);
   });
 
   test("a server that stops, answers 500 and comes back has the same rows", async () => {
@@ -1054,12 +1249,11 @@ describe("plugin and server", () => {
     await play(undisturbed.url);
 
     await using server = await startTestServer(played);
-    const sessions = async () => (await rows(server)).sessions;
     let at = 0;
-    const hooks = createHooks({ server: server.url, now: () => at });
+    const hooks = createHooks({ server: server.url, sender: "the sender", now: () => at });
     for (const [index, line] of CAPTURE.entries()) {
       if (index === 20) {
-        await waitFor(async () => (await sessions()).length === 1, "the first events");
+        await waitFor(async () => (await listed(server)).length > 0, "the first events");
         await server.stop();
       }
       at = line.at;
@@ -1071,7 +1265,7 @@ describe("plugin and server", () => {
     }
     await server.restart();
     // With their counts of events, tools and agents: nothing is lost, nothing there twice.
-    const expected = (await rows(undisturbed)).sessions;
-    await waitFor(async () => Bun.deepEquals(await sessions(), expected), "the same rows");
+    const expected = await listed(undisturbed);
+    await waitFor(async () => Bun.deepEquals(await listed(server), expected), "the same rows");
   });
 });
