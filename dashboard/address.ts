@@ -6,9 +6,11 @@ export interface Route {
   /** Of the session page; null: the overview. */
   sessionId: string | null;
   filter: FeedFilter;
+  /** The bar that is selected in its timeline. */
+  spanId: number | null;
 }
 
-/** `#/session/<id>?type=tool_use&tool=bash&session=<id>&q=text`; what it doesn't understand is left out. */
+/** `#/session/<id>?type=tool_use&tool=bash&session=<id>&q=text&span=7`; what it doesn't understand is left out. */
 export function routeOf(hash: string): Route {
   const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
   const params = new URLSearchParams(query);
@@ -22,18 +24,23 @@ export function routeOf(hash: string): Route {
       sessionId: params.get("session") || null,
       text: params.get("q") ?? "",
     },
+    spanId: Number(params.get("span")) || null,
   };
 }
 
-export function hashOf({ sessionId, filter }: Route): string {
+export function hashOf({ sessionId, filter, spanId }: Route): string {
   const params = new URLSearchParams();
   if (filter.type !== null) params.set("type", filter.type);
   if (filter.tool !== "") params.set("tool", filter.tool);
   if (filter.sessionId !== null) params.set("session", filter.sessionId);
   if (filter.text !== "") params.set("q", filter.text);
+  if (spanId !== null) params.set("span", String(spanId));
   const path = sessionId === null ? "#/" : sessionHref(sessionId);
   return params.size === 0 ? path : `${path}?${params}`;
 }
+
+/** Of the list of what failed in a session. */
+export const errorsHref = (id: string) => `${sessionHref(id)}?type=failed`;
 
 export function sessionHref(id: string): string {
   return `#/session/${encodeURIComponent(id)}`;

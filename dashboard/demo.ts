@@ -20,6 +20,8 @@ const BATCH_EVENTS = 500;
 const LIVE_STEP_MS = 250;
 /** How long the first question stays open, so that there is time to see it. */
 const LIVE_WAIT_MS = 2 * MINUTE_MS;
+/** How long before now the states begin that are there to be seen. */
+const STATE_LEAD_MS = 40 * SECOND_MS;
 
 interface DemoEvent {
   id: string;
@@ -152,7 +154,7 @@ const TOOLS: readonly Tool[] = [
       ]),
     }),
     fails: 0.04,
-    error: "exit code 1: 2 tests failed",
+    error: "2 tests failed",
   },
   {
     tool: "webfetch",
@@ -170,6 +172,19 @@ const TOOLS: readonly Tool[] = [
     fails: 0,
     error: "",
   },
+];
+
+const failureOf = (tool: string) =>
+  tool === "bash" ? { outcome: "exit", exit_code: 1 } : { outcome: "failed" };
+
+const LONG_COMMAND =
+  "bun test --timeout 60000 --coverage --coverage-reporter=lcov test/integration/checkout test/integration/billing && bun run report --format=html --out=coverage/index.html";
+const LONG_ERROR = `2 tests failed:\n${Array.from({ length: 12 }, (_, line) => `  test/integration/checkout/${line}.test.ts: expected 200, received 503`).join("\n")}`;
+
+const ASKED_COMMANDS = [
+  "rm -rf dist && bun run build",
+  "git push --force-with-lease",
+  "docker system prune -f",
 ];
 
 /** How often each tool is used, in their order. */
@@ -217,6 +232,8 @@ interface Plan {
   delegates: number;
   /** Minutes before now at which it asks for a permission. */
   asks?: number;
+  /** What it does for the first minutes of the live part. */
+  shows?: "command" | "thinks" | "retries";
   /** Minutes before now at which it falls silent. */
   silent?: number;
 }
@@ -229,6 +246,7 @@ const PLANS: readonly Plan[] = [
     began: 58,
     turns: Infinity,
     delegates: 0.2,
+    shows: "command",
   },
   {
     title: "Migrate billing to Postgres 17",
@@ -237,6 +255,7 @@ const PLANS: readonly Plan[] = [
     began: 47,
     turns: Infinity,
     delegates: 0.5,
+    shows: "thinks",
   },
   {
     title: "Make the retry queue idempotent",
@@ -245,6 +264,7 @@ const PLANS: readonly Plan[] = [
     began: 25,
     turns: Infinity,
     delegates: 0.45,
+    shows: "retries",
   },
   {
     title: "Upgrade CI to the new runners",
@@ -349,23 +369,84 @@ function createStory(world: World, random: () => number, now: number) {
     const { tool, usual, args, fails, error } = pickTool();
     const duration_ms = around(usual);
     const given = args(pick);
+    const call_id = `call_${calls++}`;
     const hasFailed = random() < fails;
+    world.tell("tool_start", session.id, { tool, args: given, call_id });
     yield duration_ms;
     world.tell("tool_use", session.id, {
       tool,
       args: given,
-      call_id: `call_${calls++}`,
+      call_id,
       duration_ms,
-      success: !hasFailed,
-      ...(hasFailed ? { error } : {}),
+      ...(hasFailed ? { ...failureOf(tool), error } : { outcome: "ok" }),
     });
   }
+
+  /** A model's answer: `length` milliseconds, or as long as is usual. */
+  function* think(session: Session, length = between(1_000, 14_000)): Actor {
+    const call = { call_id: `call_${calls++}`, model: session.model, provider: "anthropic" };
+    world.tell("model_request", session.id, call);
+    yield length;
+    world.tell("model_response", session.id, {
+      ...call,
+      duration_ms: Math.round(length),
+      first_token_ms: Math.round(length / 4),
+      tokens: { input: Math.round(length / 20), output: Math.round(length / 12) },
+      outcome: "ok",
+    });
+  }
+
+  /** A call that the person is asked for first: it is allowed, or denied. */
+  function* askedCall(session: Session, waited_ms: number, isDenied: boolean): Actor {
+    const call_id = `call_${calls++}`;
+    const call = { tool: "bash", call_id, args: { command: pick(ASKED_COMMANDS) } };
+    const ran_ms = isDenied ? 0 : around(6_000);
+    world.tell("tool_start", session.id, call);
+    yield* ask(session, waited_ms, call_id, isDenied ? "reject" : "once");
+    yield ran_ms;
+    world.tell("tool_use", session.id, {
+      ...call,
+      waited_ms: Math.round(waited_ms),
+      duration_ms: Math.round(waited_ms + ran_ms),
+      ...(isDenied
+        ? { outcome: "denied", error: "The user rejected permission to use this tool" }
+        : { outcome: "ok" }),
+    });
+  }
+
+  /** The provider refuses three times, a little longer each time. */
+  function* refused(session: Session, waitMs: number): Actor {
+    for (let attempt = 1; attempt <= 3; attempt++) {
+      world.tell("retry", session.id, {
+        attempt,
+        message: "Rate limited",
+        retry_at: world.now() + waitMs * attempt,
+      });
+      yield waitMs * attempt;
+    }
+  }
+
+  /** One state from now on, for a while, so that there is time to see it; then again. */
+  const STATES: Record<NonNullable<Plan["shows"]>, (session: Session) => Actor> = {
+    *command(session) {
+      const call_id = `call_${calls++}`;
+      const call = { tool: "bash", call_id, args: { command: LONG_COMMAND } };
+      world.tell("tool_start", session.id, call);
+      yield LIVE_WAIT_MS * 3;
+      const ended = { outcome: "exit", exit_code: 1, error: LONG_ERROR };
+      world.tell("tool_use", session.id, { ...call, duration_ms: LIVE_WAIT_MS * 3, ...ended });
+    },
+    thinks: (session) => think(session, LIVE_WAIT_MS),
+    retries: (session) => refused(session, LIVE_WAIT_MS / 4),
+  };
 
   /** Thinks, calls, sometimes several at once. */
   function* work(session: Session, count: number): Actor {
     for (let index = 0; index < count; index++) {
-      yield between(1_000, 14_000);
-      if (random() < 0.2) {
+      if (random() < 0.02) yield* refused(session, 4_000);
+      yield* think(session);
+      if (random() < 0.03) yield* askedCall(session, between(3_000, 30_000), random() < 0.4);
+      else if (random() < 0.2) {
         let open = Math.round(between(2, 3));
         for (let parallel = open; parallel > 0; parallel--)
           world.start(
@@ -424,21 +505,19 @@ function createStory(world: World, random: () => number, now: number) {
       subagent_type: kind.subagent_type,
       call_id,
       duration_ms,
-      success: !hasFailed,
+      ...(hasFailed
+        ? { outcome: "failed", error: "The model is overloaded; try again later" }
+        : { outcome: "ok" }),
     });
     done();
   }
 
-  function* ask(session: Session, untilMs: number): Actor {
-    const request_id = `req_${calls++}`;
-    const detail = pick([
-      "bash: rm -rf dist && bun run build",
-      "bash: git push --force-with-lease",
-      "edit: .github/workflows/ci.yml",
-    ]);
-    world.tell("input_requested", session.id, { request_id, kind: "permission", detail });
+  function* ask(session: Session, untilMs: number, call_id?: string, reply = "once"): Actor {
+    const request = { request_id: `req_${calls++}`, kind: "permission", call_id };
+    const detail = `bash: ${pick(ASKED_COMMANDS)}`;
+    world.tell("input_requested", session.id, { ...request, detail });
     yield untilMs;
-    world.tell("input_resolved", session.id, { request_id, kind: "permission", reply: "once" });
+    world.tell("input_resolved", session.id, { ...request, reply });
   }
 
   return function* session(plan: Plan, index: number): Actor {
@@ -454,15 +533,18 @@ function createStory(world: World, random: () => number, now: number) {
     const silentAt = plan.silent === undefined ? Infinity : now - plan.silent * MINUTE_MS;
     let hasAsked = plan.asks === undefined;
     for (let turn = 0; turn < plan.turns; turn++) {
-      world.tell("session_start", self.id, self.facts);
+      if (turn === 0) world.tell("session_start", self.id, self.facts);
+      world.tell("turn_start", self.id, { agent: "build", model: self.model });
       for (let steps = Math.round(between(4, 14)); steps > 0; steps--) {
         yield* work(self, 1);
         if (world.now() > silentAt) return; // as a process does that was killed
+        if (world.now() >= now - STATE_LEAD_MS && plan.shows) yield* STATES[plan.shows](self);
         if (hasAsked || world.now() < asksAt) continue;
         hasAsked = true;
         yield* ask(self, Math.max(0, now + LIVE_WAIT_MS - world.now()));
       }
-      if (random() < plan.delegates) {
+      const isShowing = plan.shows !== undefined && world.now() > now - 5 * MINUTE_MS;
+      if (random() < plan.delegates && !isShowing) {
         let open = Math.round(between(2, 4.4));
         for (let count = open; count > 0; count--) {
           world.start(
@@ -477,6 +559,14 @@ function createStory(world: World, random: () => number, now: number) {
       }
       if (random() < 0.15) yield* ask(self, between(4_000, 40_000));
       update(self);
+      // The person stops it now and then, in the middle of a call: that was cancelled.
+      if (random() < 0.3)
+        world.tell("tool_start", self.id, {
+          tool: "bash",
+          call_id: `call_${calls++}`,
+          args: { command: "bun run e2e --headed" },
+        });
+      yield 9_000;
       world.tell("session_end", self.id, { tokens: self.tokens, cost: self.cost });
       if (turn + 1 < plan.turns) yield between(8_000, 90_000);
     }

@@ -1,7 +1,7 @@
 /** Events in the words of the page: what they are called, what they say on one line, which of them a filter lets through. */
 
 import type { EventType } from "../server.ts";
-import { formatCount } from "./format.ts";
+import { formatCount, joined } from "./format.ts";
 
 /** Characters of a value that is shown whole: more would stop the page. */
 const MAX_SHOWN_CHARS = 100_000;
@@ -76,6 +76,12 @@ export function isFailure(outcome: string | null): boolean {
   return outcome === "failed" || outcome === "exit";
 }
 
+/** How a call went, where there is something to say: "failed", "exit 1", "denied", "cancelled". */
+export function outcomeWord(outcome: unknown, exitCode: unknown): string | null {
+  if (typeof outcome !== "string" || outcome === "ok") return null;
+  return outcome === "exit" && typeof exitCode === "number" ? `exit ${exitCode}` : outcome;
+}
+
 /** How long it took, in milliseconds; null: not said. */
 export function durationOf({ type, fields }: TelemetryEvent): number | null {
   const [value, unit] =
@@ -87,20 +93,21 @@ export function durationOf({ type, fields }: TelemetryEvent): number | null {
 
 /** What an event is about, on one line; null: its type says it all. */
 export function summaryOf({ type, fields }: TelemetryEvent): string | null {
+  const outcome = outcomeWord(fields.outcome, fields.exit_code);
+  const said = (text: string | null) => joined([outcome, text], ": ") || null;
   switch (type) {
     case "tool_start":
       return `started: ${argsSummary(fields.args) ?? "no arguments"}`;
     case "tool_use":
-      return errorText(fields.error) ?? argsSummary(fields.args);
+      return said(errorText(fields.error) ?? argsSummary(fields.args));
     case "agent_spawn":
       return `started: ${asText(fields.description) ?? asText(fields.prompt) ?? "no prompt"}`;
     case "agent_complete":
-      return fields.success === false
-        ? `failed: ${errorText(fields.error) ?? "no reason"}`
-        : "finished";
+      if (fields.success === false) return `failed: ${errorText(fields.error) ?? "no reason"}`;
+      return said(errorText(fields.error)) ?? "finished";
     case "model_request":
     case "model_response":
-      return errorText(fields.error) ?? asText(fields.model);
+      return said(errorText(fields.error) ?? asText(fields.model));
     case "session_start":
     case "session_update":
       return asText(fields.title) ?? asText(fields.directory);

@@ -1,6 +1,6 @@
 /** What the feed shows: the latest events, held or not, and older ones, asked for page by page. */
 
-import { getEvents } from "./api.ts";
+import { PAGE_ROWS, getEvents } from "./api.ts";
 import { type FeedFilter, type TelemetryEvent, matchesFilter } from "./events.ts";
 import { type Rows, hasFailed, takeMarks } from "./rows.ts";
 
@@ -95,9 +95,11 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
     /** What is here of all sessions may hold little of a narrow filter; of none, it may be all. */
     async fill(): Promise<void> {
       const { sessionId, type, tool, text } = filter();
-      const isNarrow = sessionId !== null || (type !== null && type !== "failed");
-      const isNone = sessionId === null && type === null && tool === "" && text === "";
-      if (isNarrow || isNone) await this.loadOlder(FULL_FEED_EVENTS);
+      if (sessionId === null && type === null && tool + text !== "") return;
+      // What failed may be far apart.
+      const pages = type === "failed" ? MAX_OLDER_EVENTS / PAGE_ROWS : 1;
+      for (let page = pages; page > 0 && !isOlderDone; page--)
+        await this.loadOlder(FULL_FEED_EVENTS);
     },
   };
 }

@@ -77,7 +77,7 @@ const timeline = createTimeline({
   rows: () => rows,
   now: Date.now,
   openSession: (id) => {
-    location.hash = hashOf({ sessionId: id, filter: route.filter });
+    location.hash = hashOf({ sessionId: id, filter: route.filter, spanId: null });
   },
   wantsOlder: () => void loadOlderBars(),
   requestDraw: () => frames.requestTimeline(),
@@ -324,6 +324,10 @@ function showRoute(): void {
     }
     scrollTo(0, 0);
   }
+  if (route.spanId !== null) timeline.wantSpan(route.spanId);
+  // On a narrow screen it is further down.
+  if (route.filter.type === "failed" && previous.filter.type !== "failed")
+    byId("feed-scroll", HTMLDivElement).scrollIntoView({ block: "nearest" });
   if (isLoaded) void ask(history.fill());
   frames.requestPanelsNow();
 }
@@ -332,6 +336,7 @@ function showLoaded(): void {
   opened = null;
   history.reset();
   showFilter();
+  if (route.spanId !== null) timeline.wantSpan(route.spanId);
   if (route.sessionId === null) timeline.showLoaded();
   else void openSession();
   void ask(history.fill());

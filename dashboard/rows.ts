@@ -13,15 +13,17 @@ import type { Session, Span } from "../server.ts";
 import {
   FAILURE_TYPES,
   type TelemetryEvent,
+  argsSummary,
   asText,
   errorText,
   isFailure,
   isRecord,
   looksFailed,
+  oneLine,
   parseJson,
   readEvent,
-  textOrNull,
 } from "./events.ts";
+import { formatAge, formatDuration, joined } from "./format.ts";
 
 /** Events that the feed can show without asking the server: at some 300 bytes each, under 1 MB. */
 export const MAX_FEED_EVENTS = 2_000;
@@ -165,7 +167,8 @@ export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
   if (known?.start !== start) spans.splice(indexByStart(spans, start), 0, entry);
   Object.assign(entry, { row, version, start, end });
   rows.spans.set(row.id, entry);
-  if (row.call_id !== null && row.kind !== "wait") rows.calls.set(callKey(row), entry);
+  if (row.call_id !== null && row.kind !== "wait")
+    rows.calls.set(callKey(row.session_id, row.kind, row.call_id), entry);
   if (rows.spans.size > rows.spanLimit) evictSpans(rows);
 }
 
@@ -212,13 +215,14 @@ function indexByStart(spans: readonly SpanEntry[], start: number): number {
   return low;
 }
 
-function callKey({ session_id, kind, call_id }: Pick<SpanRow, "session_id" | "kind" | "call_id">) {
+/** @param call_id of an event: any value */
+function callKey(session_id: string, kind: string, call_id: unknown): string {
   return `${session_id}\n${kind}\n${call_id}`;
 }
 
 function forgetSpan(rows: Rows, { row }: SpanEntry): void {
   rows.spans.delete(row.id);
-  rows.calls.delete(callKey(row));
+  rows.calls.delete(callKey(row.session_id, row.kind, row.call_id));
 }
 
 /** Lets go of the oldest spans; open ones stay, and those of the open page up to twice the limit. */
@@ -302,16 +306,23 @@ const SPAN_KINDS: Partial<Record<TelemetryEvent["type"], Span["kind"]>> = {
   model_response: "model",
 };
 
+/** The bar that tells of an event; undefined: none that is here. */
+export function barOf(rows: Rows, event: TelemetryEvent): SpanEntry | undefined {
+  const { call_id } = event.fields;
+  // Of a call that has spawned an agent there is the agent's.
+  return rows.calls.get(callKey(event.session_id, "agent", call_id)) ?? spanOf(rows, event);
+}
+
+function spanOf(rows: Rows, { id, type, session_id, fields }: TelemetryEvent) {
+  const kind = SPAN_KINDS[type] ?? "";
+  return rows.spans.get(id) ?? rows.calls.get(callKey(session_id, kind, fields.call_id));
+}
+
 /** Whether the feed shows an event as a failure: as the end of a span that failed; where there is no span, as it looks. */
 export function hasFailed(rows: Rows, event: TelemetryEvent): boolean {
-  const call_id = textOrNull(event.fields.call_id);
-  const kind = SPAN_KINDS[event.type];
-  const span =
-    rows.spans.get(event.id) ??
-    (kind === undefined || call_id === null
-      ? undefined
-      : rows.calls.get(callKey({ session_id: event.session_id, kind, call_id })));
+  const span = spanOf(rows, event);
   if (span === undefined) return looksFailed(event);
+  if (span !== barOf(rows, event)) return false; // its agent's line says it: one cause, one line
   return isFailure(span.row.outcome) && span.end === event.at;
 }
 
@@ -381,6 +392,40 @@ export function questionOf(rows: Rows, { row }: SessionEntry): string | null {
   const wait = spansOf(rows, row.id).wait.find((span) => span.end === null)?.row;
   if (wait !== undefined) return wait.text ?? wait.name;
   return row.now?.kind === "wait" ? (row.now.text ?? row.now.name) : null;
+}
+
+/** What a session does now. */
+export interface Doing {
+  text: string;
+  /** For how long, or when it goes on. */
+  time: string | null;
+}
+
+/** In words; null: nothing that is told. */
+export function doingOf(rows: Rows, session: SessionEntry, now: number): Doing | null {
+  const { is_lost, stale_at, now: doing } = session.row;
+  if (is_lost) {
+    const age = formatAge(now - Date.parse(stale_at ?? ""));
+    return { text: `Lost contact ${age === "now" ? "just now" : `${age} ago`}`, time: null };
+  }
+  if (statusOf(session) === "waiting") {
+    const question = questionOf(rows, session);
+    return question === null ? null : { text: `Asks: ${oneLine(question)}`, time: null };
+  }
+  if (doing === null) return null;
+  const { kind, name, text } = doing;
+  if (kind === "retry") {
+    const { attempt, retry_at } = doing;
+    const wait = retry_at == null ? null : formatAge(Date.parse(retry_at) - now);
+    const next = wait === null ? null : wait === "now" ? "next try now" : `next try in ${wait}`;
+    const time = joined([attempt == null ? null : `attempt ${attempt}`, next], ", ");
+    return { text: oneLine(text ?? "Retry"), time: time || null };
+  }
+  const call = joined([name, argsSummary(text)], ": ");
+  return {
+    text: kind === "model" ? `${name ?? "Model"} thinks` : oneLine(call),
+    time: formatDuration(Math.max(0, now - Date.parse(doing.started_at))),
+  };
 }
 
 /** The call of this span, in red where it failed. */

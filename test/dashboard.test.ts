@@ -790,6 +790,66 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
+  test("the list says what a session does now; a click on its errors, why they were and where", async () => {
+    await using fresh = await startTestServer();
+    const from = Date.now() - 38 * SECOND_MS;
+    const told = (type: string, seconds: number, data: Record<string, unknown>) =>
+      post(fresh, { type, session_id: "s1", timestamp: from + seconds * SECOND_MS, data });
+    await told("turn_start", 0, {});
+    await told("model_request", 0, { call_id: "m", model: "opus" });
+    using page = await openPage(fresh);
+    const does = (expected: RegExp) =>
+      waitFor(
+        async () => expected.test((await page.text(".session-meta")) ?? ""),
+        String(expected),
+      );
+    await does(/^opus thinks, (3\d|4\d|5\d) s$/);
+    await told("model_response", 5, { call_id: "m", outcome: "ok" });
+    await told("tool_start", 6, { tool: "bash", call_id: "c", args: { command: "npm test" } });
+    await does(/^bash: npm test, (3\d|4\d|5\d) s$/);
+    const retry_at = Date.now() + 30 * MINUTE_MS;
+    await told("retry", 7, { attempt: 3, message: "Rate limited", retry_at });
+    await does(/^Rate limited, attempt 3, next try in \d+ m$/);
+
+    const error = `${"y\n".repeat(300)} end`;
+    const ended = { tool: "bash", call_id: "c", outcome: "exit", exit_code: 1, error };
+    await told("tool_use", 8, ended);
+    await told("tool_use", 9, { tool: "edit", call_id: "d", outcome: "denied" });
+    await waitFor(async () => (await page.text(".session-errors")) === "1", "the error");
+    await page.click(".session-errors");
+    await waitFor(
+      async () => (await page.texts(".feed-summary")).join() === `exit 1: ${error}`,
+      "the whole reason, and that alone",
+    );
+    expect(await page.run<string>("location.hash")).toBe("#/session/s1?type=failed");
+    await waitFor(
+      async () => (await factsOf(page)).includes("Worked9.0 s in 1 turn"),
+      "the time of its work",
+    );
+    await told("agent_spawn", 1, { subagent_type: "early", call_id: "a" });
+    await told("agent_complete", 2, { call_id: "a", outcome: "failed", error: "why" });
+    await waitFor(async () => (await page.count(".feed-row")) === 2, "its agent's failure");
+    // Neither is in the window any more, and the agent's lane is gone with it.
+    for (let times = 0; times < 8; times++) await page.click("#zoom-in");
+    await waitFor(async () => (await page.texts(".lane-name")).join() === "s1", "one lane");
+    await page.click(".feed-row:first-child .feed-bar");
+    await waitFor(async () => (await page.count(".lane-name")) === 2, "the agent's lane");
+    expect(await page.text("#readout-head")).toStartWith("Agent early · failed · 1.0 s");
+    await page.click(".feed-row:last-child .feed-bar");
+    await waitFor(
+      async () => (await page.text("#readout-head"))?.startsWith("bash · exit 1 · ") ?? false,
+      "its bar",
+    );
+    expect(await page.texts(".call-open")).toEqual([
+      "denied",
+      `exit 1: ${"y ".repeat(146).trim()}`,
+    ]);
+    await page.run(`location.hash = "#/session/s1"`);
+    await page.click('#session-facts a[href$="?type=failed"]');
+    await waitFor(async () => (await page.count(".feed-row")) === 2, "the list again");
+    expect(page.problems).toEqual([]);
+  });
+
   test.concurrent(
     "an ended session stays ended after an update, also when loaded anew",
     async () => {
@@ -806,6 +866,14 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       expect(await status()).toBe("Done");
     },
   );
+
+  test.concurrent("a failure is listed also behind 3,000 calls that went well", async () => {
+    await using fresh = await startTestServer();
+    const good = Array.from({ length: 3_000 }, () => call("good"));
+    await postAll(fresh, [call("bad", { outcome: "failed", error: "why" }), ...good]);
+    using page = await openPage(fresh, { path: "/#/?type=failed" });
+    await waitFor(async () => (await page.texts(".feed-summary")).join() === "failed: why", "it");
+  });
 
   test.concurrent("an error of false is no failure", async () => {
     await using fresh = await startTestServer();

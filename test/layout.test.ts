@@ -17,7 +17,7 @@ import {
   windowOf,
   zoomed,
 } from "../dashboard/timeline/layout.ts";
-import { describe as inWords } from "../dashboard/timeline/words.ts";
+import { describe as inWords, lengthInWords } from "../dashboard/timeline/words.ts";
 import type { Session, Span } from "../server.ts";
 import { openCodeHooks } from "./fixtures.ts";
 import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
@@ -212,6 +212,38 @@ describe("bars", () => {
     expect(barAt(bars, 20, 14)?.span).toBe(tool);
   });
 
+  test("what a call waits for is drawn in its bar; where no bar tells of it, at its beginning", () => {
+    const rows = rowsWith({ id: "s1" });
+    const asking = add(rows, 100, 300, { call_id: "a", waited_ms: 90 });
+    add(rows, 200, 400, { call_id: "b", waited_ms: 50 });
+    add(rows, 120, 210, { kind: "wait", call_id: "a" });
+    add(rows, 500, null, { call_id: "c" });
+    add(rows, 550, null, { kind: "wait", call_id: "c" });
+    add(rows, 10, 20, { kind: "wait", call_id: "elsewhere" });
+    const bars = barsIn(rows);
+    expect(bars.map(({ span: { row }, x, waitedPx }) => [row.kind, x, waitedPx])).toEqual([
+      ["wait", 10, undefined],
+      ["tool", 100, 0],
+      ["wait", 120, undefined],
+      ["tool", 200, 50],
+      ["tool", 500, 0],
+      ["wait", 550, undefined],
+    ]);
+    const [, call, inCall, , , open] = bars;
+    expect(call?.span).toBe(asking);
+    expect([inCall?.y, inCall?.height]).toEqual([call?.y, call?.height]);
+    expect([inCall?.width, open?.width]).toEqual([90, 350]);
+    // A name isn't written where its call waits.
+    expect(bars.map(({ freePx }) => freePx)).toEqual([
+      undefined,
+      110,
+      undefined,
+      50,
+      400,
+      undefined,
+    ]);
+  });
+
   test("models that fall on pixels that are taken are left out", () => {
     const rows = rowsWith({ id: "s1" });
     for (let index = 0; index < 100; index++) add(rows, index, index + 1, { kind: "model" });
@@ -233,11 +265,15 @@ describe("bars", () => {
   });
 
   test("a session's ground reaches to now while it goes on, else to its last event", () => {
-    const ground = (status: Session["status"]) => {
-      const [lane] = lanes(rowsWith({ id: "s1", status, last_event_at: iso(NOW + 400) }));
+    const ground = (status: Session["status"], more: Partial<Session> = {}) => {
+      const [lane] = lanes(rowsWith({ id: "s1", status, last_event_at: iso(NOW + 400), ...more }));
       return lane && groundOf(lane, 0, VIEW)?.width;
     };
     expect([ground("active"), ground("stale"), ground("completed")]).toEqual([900, 400, 400]);
+    // Its sender was lost then, and its calls end there.
+    const stale_at = iso(NOW + 600);
+    expect(ground("stale", { stale_at, is_lost: true })).toBe(600);
+    expect(ground("stale", { stale_at })).toBe(400);
   });
 });
 
@@ -303,6 +339,19 @@ describe("walking", () => {
   });
 });
 
+test("beside a lane: that its session was lost, since when it waits, how long its agent runs", () => {
+  const beside = (more: Partial<Session>, agent = false) => {
+    const rows = rowsWith({ id: "s1", ...more });
+    if (agent) add(rows, 0, null, { kind: "agent", name: "a" });
+    const lane = lanes(rows).at(-1);
+    return lane && lengthInWords(lane, NOW + 5_000);
+  };
+  expect(beside({})).toBe("");
+  expect(beside({ waiting_since: iso(NOW) })).toBe("5 s");
+  expect(beside({ status: "stale", stale_at: iso(NOW + 9), is_lost: true })).toBe("lost");
+  expect(beside({}, true)).toBe("5.0 s");
+});
+
 describe("a bar in words", () => {
   test.each<[string, number, number | null, Partial<Span>, string]>([
     ["an end", 0, 500, {}, "bash · 500 ms"],
@@ -313,6 +362,13 @@ describe("a bar in words", () => {
       500,
       { outcome: "exit", attributes: { exit_code: 2 } },
       "bash · exit 2 · 500 ms",
+    ],
+    [
+      "a call that waited",
+      0,
+      500,
+      { waited_ms: 400 },
+      "bash · 500 ms · 400 ms of it waiting for you",
     ],
     ["denied", 0, 500, { outcome: "denied" }, "bash · denied · 500 ms"],
     ["cancelled", 0, 500, { outcome: "cancelled" }, "bash · cancelled · 500 ms"],

@@ -24,7 +24,9 @@ import {
   MAX_SESSIONS,
   MAX_SPANS,
   type Rows,
+  barOf,
   createRows,
+  doingOf,
   hasFailed,
   isWhole,
   labelOf,
@@ -376,6 +378,104 @@ describe("words", () => {
     expect(questionOf(rows, entryOf(rows, "s2"))).toBe("Which?");
   });
 
+  const since = (seconds: number) => iso(NOW - seconds * 1_000);
+  const active = { name: null, text: null, started_at: since(38) };
+  test.each<[string, Partial<Session>, string | null]>([
+    [
+      "a command",
+      {
+        now: { ...active, kind: "tool", name: "bash", text: '{"command":"npm\\n test"}' },
+      },
+      "bash: npm test, 38 s",
+    ],
+    [
+      "a long one",
+      { now: { ...active, kind: "tool", name: "bash", started_at: since(252) } },
+      "bash, 4 m 12 s",
+    ],
+    ["a model", { now: { ...active, kind: "model", name: "opus" } }, "opus thinks, 38 s"],
+    [
+      "an agent",
+      { now: { ...active, kind: "agent", name: "explore", text: "Find it" } },
+      "explore: Find it, 38 s",
+    ],
+    [
+      "a retry",
+      {
+        now: { ...active, kind: "retry", text: "Rate limited", attempt: 3, retry_at: since(-6) },
+      },
+      "Rate limited, attempt 3, next try in 6 s",
+    ],
+    [
+      "a retry that is due",
+      { now: { ...active, kind: "retry", attempt: null, retry_at: since(1) } },
+      "Retry, next try now",
+    ],
+    [
+      "a retry without a time",
+      { now: { ...active, kind: "retry", attempt: null, retry_at: null } },
+      "Retry",
+    ],
+    [
+      "a question",
+      {
+        waiting_since: since(9),
+        now: { ...active, kind: "wait", name: "permission", text: "rm -rf dist" },
+      },
+      "Asks: rm -rf dist",
+    ],
+    [
+      "a lost sender",
+      { status: "stale", is_lost: true, stale_at: since(12) },
+      "Lost contact 12 s ago",
+    ],
+    [
+      "one lost just now",
+      { status: "stale", is_lost: true, stale_at: since(1) },
+      "Lost contact just now",
+    ],
+    ["silence", { status: "stale", stale_at: since(12) }, null],
+    ["nothing", {}, null],
+  ])("what a session does now: %s", (_, more, expected) => {
+    const rows = rowsWith({ id: "s1", ...more });
+    const doing = doingOf(rows, entryOf(rows, "s1"), NOW);
+    expect(doing && [doing.text, doing.time].filter((word) => word !== null).join(", ")).toBe(
+      expected,
+    );
+  });
+
+  test.each<[string, Record<string, unknown>, string]>([
+    ["tool_use", { outcome: "exit", exit_code: 1, error: "2 failed" }, "exit 1: 2 failed"],
+    ["tool_use", { outcome: "denied", args: { command: "rm" } }, "denied: rm"],
+    ["tool_use", { outcome: "ok", args: { command: "ls" } }, "ls"],
+    ["model_response", { outcome: "cancelled", model: "opus" }, "cancelled: opus"],
+    ["agent_complete", { outcome: "cancelled" }, "cancelled"],
+    ["agent_complete", { outcome: "failed", error: "lost" }, "failed: lost"],
+    ["agent_complete", { outcome: "ok" }, "finished"],
+  ])("how it ended is said: %s %j", (type, data, expected) => {
+    expect(summaryOf(event(type, data))).toBe(expected);
+  });
+
+  test("an event's bar: its span's, and the agent's where the call has spawned one", () => {
+    const rows = rowsWith({ id: "s1" });
+    takeSpan(rows, spanRow(1, { call_id: "c" }), 1);
+    takeSpan(rows, spanRow(2, { call_id: "task" }), 1);
+    takeSpan(rows, spanRow(3, { kind: "agent", call_id: "task" }), 1);
+    const bar = (type: string, data: Record<string, unknown>) =>
+      barOf(rows, event(type, data))?.row.id;
+    expect(bar("tool_use", { call_id: "c" })).toBe(1);
+    expect(bar("tool_use", { call_id: "task" })).toBe(3);
+    expect(bar("agent_complete", { call_id: "task" })).toBe(3);
+    expect(bar("tool_use", {})).toBeUndefined();
+    expect(bar("turn_start", { call_id: "c" })).toBeUndefined();
+    // One cause is one failure: the agent's.
+    const failed = { call_id: "task", ended_at: iso(NOW), outcome: "failed" } as const;
+    takeSpan(rows, spanRow(2, failed), 2);
+    takeSpan(rows, spanRow(3, { ...failed, kind: "agent" }), 2);
+    expect(hasFailed(rows, event("tool_use", { call_id: "task" }))).toBeFalse();
+    expect(hasFailed(rows, event("agent_complete", { call_id: "task" }))).toBeTrue();
+  });
+
   test("a session's name: title, or directory, or the tail of its id", () => {
     const id = "ses_dfcfdbf59ffenf7L";
     const name = (info: Session["info"]) => labelOf(entryOf(rowsWith({ id, info }), id));
@@ -448,16 +548,18 @@ describe("the address", () => {
     const route = {
       sessionId: "a/b?c #d",
       filter: { type: "tool_use", tool: "mcp_bash", sessionId: "x&y", text: "50 % = ½" },
+      spanId: 7,
     } as const;
     expect(routeOf(hashOf(route))).toEqual(route);
   });
 
   test("what it doesn't understand is left out", () => {
     const none = { type: null, tool: "", sessionId: null, text: "" };
-    expect(routeOf("")).toEqual({ sessionId: null, filter: none });
-    expect(routeOf("#/session/%E0%A4?type=nonsense")).toEqual({
+    expect(routeOf("")).toEqual({ sessionId: null, filter: none, spanId: null });
+    expect(routeOf("#/session/%E0%A4?type=nonsense&span=x")).toEqual({
       sessionId: "%E0%A4",
       filter: none,
+      spanId: null,
     });
     expect(hashOf(routeOf("#/elsewhere"))).toBe("#/");
   });

@@ -17,12 +17,20 @@ import {
   asText,
   errorText,
   oneLine,
+  outcomeWord,
   parseRecord,
   prettyJson,
   shownWhole,
   toolFamily,
 } from "../events.ts";
-import { UNKNOWN, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
+import {
+  UNKNOWN,
+  formatCount,
+  formatDuration,
+  formatMoment,
+  formatTimeOrDay,
+  joined,
+} from "../format.ts";
 import { type Rows, type SessionEntry, type SpanEntry, isFailedSpan, spansOf } from "../rows.ts";
 import { PAGE_ROWS } from "./sessions.ts";
 
@@ -155,17 +163,19 @@ function createRow(
   return {
     root,
     update({ span, longest, now, isExpanded }) {
-      const { id, kind, name, error, text, ended_at } = span.row;
+      const { id, kind, name, error, text, ended_at, outcome, attributes } = span.row;
       const failed = isFailedSpan(span);
       const duration = durationOf(span, now);
       shownId = id;
       setText(time, formatTimeOrDay(span.start, now));
       setAttribute(time, "title", formatMoment(span.start, now));
-      key.className = `key key-${failed ? "failed" : kind === "agent" ? "agent" : toolFamily(name)}`;
+      const color = kind === "agent" ? "agent" : toolFamily(name);
+      key.className = `key key-${color} key-${outcome ?? "ok"}`;
       setText(title, name);
       setAttribute(root, "data-failed", String(failed));
       const summary = error ?? (kind === "agent" ? text : argsSummary(text));
-      setText(open, oneLine(summary ?? UNKNOWN));
+      const told = joined([outcomeWord(outcome, attributes?.exit_code), summary], ": ");
+      setText(open, oneLine(told || UNKNOWN));
       setAttribute(open, "aria-expanded", String(isExpanded));
       setText(number, `${ended_at === null ? "runs " : ""}${formatDuration(duration)}`);
       bar.style.setProperty("--share", String((duration ?? 0) / longest));

@@ -1,6 +1,6 @@
 /** The live feed: events as they come, newest first, filtered, held and opened. */
 
-import { sessionHref } from "../address.ts";
+import { hashOf, sessionHref } from "../address.ts";
 import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
 import {
   EVENT_LABELS,
@@ -12,11 +12,12 @@ import {
   isEventType,
   oneLine,
   prettyJson,
+  shownWhole,
   summaryOf,
   toolFamily,
 } from "../events.ts";
 import { UNKNOWN, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
-import { type Rows, type SessionEntry, hasFailed, labelOf, shortId } from "../rows.ts";
+import { type Rows, type SessionEntry, barOf, hasFailed, labelOf, shortId } from "../rows.ts";
 import { PAGE_ROWS } from "./sessions.ts";
 
 /** Scrolled further than this, the feed stays where it is. */
@@ -34,6 +35,10 @@ interface Item {
   event: TelemetryEvent;
   failed: boolean;
   label: string;
+  /** Where its bar is. */
+  href: string;
+  /** Its reason is told whole. */
+  isWhole: boolean;
   isExpanded: boolean;
   now: number;
 }
@@ -53,6 +58,7 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
   let isPaused = false;
   let limit = PAGE_ROWS;
   let offered = "";
+  let shownFilter: FeedFilter = { type: null, tool: "", sessionId: null, text: "" };
   /** As of the last scroll event: reading it from the element would ask for a layout. */
   let scrollTop = 0;
 
@@ -109,6 +115,7 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
       isSessionPage: boolean,
     ): void {
       limit = PAGE_ROWS;
+      shownFilter = filter;
       type.value = filter.type ?? "";
       if (tool.value.trim() !== filter.tool) tool.value = filter.tool;
       if (text.value.trim() !== filter.text) text.value = filter.text;
@@ -145,7 +152,10 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
           const owner = rows.sessions.get(event.session_id);
           const label = owner === undefined ? shortId(event.session_id) : labelOf(owner);
           const failed = hasFailed(rows, event);
-          return { event, failed, label, isExpanded: expanded.has(event.id), now };
+          const spanId = barOf(rows, event)?.row.id ?? null;
+          const href = hashOf({ sessionId: event.session_id, filter: shownFilter, spanId });
+          const isWhole = shownFilter.type === "failed";
+          return { event, failed, label, href, isWhole, isExpanded: expanded.has(event.id), now };
         }),
       );
       setAttribute(pause, "aria-pressed", String(isPaused));
@@ -159,6 +169,7 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
 }
 
 function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Item> {
+  const bar = part(root, ".feed-bar", HTMLAnchorElement);
   const time = part(root, "time", HTMLTimeElement);
   const what = part(root, ".feed-what", HTMLButtonElement);
   const key = part(root, ".key", HTMLElement);
@@ -177,7 +188,6 @@ function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Ite
     setText(time, formatTimeOrDay(event.at, now));
     setAttribute(time, "title", formatMoment(event.at, now));
     setText(name, nameOf(event));
-    setText(summary, oneLine(summaryOf(event) ?? ""));
     const duration = durationOf(event);
     setText(length, duration === null ? "" : formatDuration(duration));
     setAttribute(session, "href", sessionHref(event.session_id));
@@ -185,9 +195,15 @@ function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Ite
 
   return {
     root,
-    update({ event, failed, label, isExpanded, now }) {
+    update({ event, failed, label, href, isWhole, isExpanded, now }) {
       const isOther = shown?.id !== event.id;
       if (isOther) showEvent(event, now);
+      if (isOther || root.dataset.whole !== String(isWhole)) {
+        const said = summaryOf(event) ?? "";
+        setText(summary, isWhole ? shownWhole(said) : oneLine(said));
+        root.dataset.whole = String(isWhole);
+      }
+      setAttribute(bar, "href", href);
       setText(session, label);
       setAttribute(root, "data-failed", String(failed));
       setAttribute(key, "class", `key key-${failed ? "failed" : keyOf(event)}`);

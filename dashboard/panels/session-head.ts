@@ -1,6 +1,6 @@
 /** The head of a session's page: its name and its facts. */
 
-import { sessionHref } from "../address.ts";
+import { errorsHref, sessionHref } from "../address.ts";
 import { byId, confirmCopy, createList, part, setAttribute, setText } from "../dom.ts";
 import { asText, isRecord } from "../events.ts";
 import {
@@ -11,15 +11,17 @@ import {
   formatCount,
   formatDuration,
   formatMoment,
+  formatNoun,
+  joined,
 } from "../format.ts";
-import { type Rows, type SessionEntry, labelOf, questionOf, shortId, statusOf } from "../rows.ts";
+import { type Rows, type SessionEntry, doingOf, labelOf, shortId, statusOf } from "../rows.ts";
 import { STATUS_WORDS } from "./sessions.ts";
 
 /** Null: not known. */
 interface Fact {
   term: string;
   value: string | null;
-  href?: string;
+  href?: string | undefined;
 }
 
 export function createSessionHead({ copy }: { copy: (id: string) => Promise<string> }) {
@@ -82,12 +84,14 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const facts: Fact[] = [
     { term: "Status", value: statusSentence(rows, session, now) },
     { term: "Started", value: formatMoment(startedAt, now) },
-    row.ended_at === null
-      ? { term: "For", value: formatDuration(now - startedAt) }
-      : { term: "Took", value: formatDuration(Date.parse(row.ended_at) - startedAt) },
+    { term: "Worked", value: workedOf(session) },
     { term: "Tools", value: formatCount(row.tool_count) },
     { term: "Agents", value: formatCount(row.agent_count) },
-    { term: "Errors", value: formatCount(row.error_count) },
+    {
+      term: "Errors",
+      value: formatCount(row.error_count),
+      href: row.error_count === 0 ? undefined : errorsHref(row.id),
+    },
     { term: "Tokens", value: formatCompact(row.tokens.total) },
     { term: "Cost", value: formatCost(row.cost.total) },
     { term: "Agent", value: asText(agent) },
@@ -100,11 +104,19 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   return facts;
 }
 
+/** Without the pauses between its turns. */
+function workedOf({ row: { worked_ms, turn_count } }: SessionEntry): string {
+  const turns = turn_count === 0 ? null : formatNoun(turn_count, "turn");
+  return joined([formatDuration(worked_ms), turns], " in ");
+}
+
 function statusSentence(rows: Rows, session: SessionEntry, now: number): string {
-  const { waiting_since, status } = session.row;
+  const { waiting_since, status, is_lost } = session.row;
+  const doing = doingOf(rows, session, now);
+  const does = doing === null ? null : joined([doing.text, doing.time], ", ");
   if (waiting_since !== null)
-    return `Waits for you since ${formatAge(now - Date.parse(waiting_since))}: ${questionOf(rows, session) ?? "an answer"}`;
-  return status === "stale"
+    return `Waits for you since ${formatAge(now - Date.parse(waiting_since))}. ${does ?? ""}`;
+  return status === "stale" && !is_lost
     ? `Stale, silent for ${formatAge(now - session.lastEventAt)}`
-    : STATUS_WORDS[status];
+    : joined([STATUS_WORDS[status], does]);
 }

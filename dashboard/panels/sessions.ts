@@ -1,6 +1,6 @@
 /** The list of sessions at the left: children under their parents, found by text and by status. */
 
-import { sessionHref } from "../address.ts";
+import { errorsHref, sessionHref } from "../address.ts";
 import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
 import {
   formatAge,
@@ -10,14 +10,7 @@ import {
   formatNoun,
   joined,
 } from "../format.ts";
-import {
-  type Rows,
-  type SessionEntry,
-  type Status,
-  labelOf,
-  questionOf,
-  statusOf,
-} from "../rows.ts";
+import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
 import { type ListLine, type SessionFilter, sessionList, treeOf } from "../tree.ts";
 
 export const STATUS_WORDS: Record<Status, string> = {
@@ -111,10 +104,17 @@ function createRow(root: HTMLElement, toggle: (id: string) => void): ListRow<Ite
   const name = part(root, ".session-label", HTMLElement);
   const errors = part(root, ".session-errors", HTMLElement);
   const age = part(root, ".session-age", HTMLElement);
-  const meta = part(root, ".session-meta", HTMLElement);
+  const meta = part(root, ".session-doing", HTMLElement);
+  const time = part(root, ".session-time", HTMLElement);
   const ended = part(root, ".session-ended", HTMLButtonElement);
+  let sessionId = "";
   /** Whose ended children the button shows. */
   let parentId = "";
+  link.addEventListener("click", (event) => {
+    if (event.target !== errors) return;
+    event.preventDefault();
+    location.hash = errorsHref(sessionId);
+  });
   ended.addEventListener("click", () => toggle(parentId));
 
   return {
@@ -137,7 +137,9 @@ function createRow(root: HTMLElement, toggle: (id: string) => void): ListRow<Ite
       const status = statusOf(session);
       const [label, figures] = [labelOf(session), figuresOf(session)];
       const failures = formatNoun(error_count, "error");
-      const question = status === "waiting" ? questionOf(rows, session) : null;
+      const doing = doingOf(rows, session, now);
+      const text = doing?.text ?? (line.depth === 0 ? figures : ""); // a child's figures are its parent's
+      sessionId = id;
       setAttribute(root, "data-status", status);
       setAttribute(link, "href", sessionHref(id));
       setAttribute(link, "aria-current", id === openId ? "page" : "false");
@@ -149,7 +151,8 @@ function createRow(root: HTMLElement, toggle: (id: string) => void): ListRow<Ite
       setText(errors, error_count === 0 ? "" : formatCount(error_count));
       setAttribute(errors, "title", failures);
       setText(age, formatAge(Math.max(0, now - session.lastEventAt)));
-      setText(meta, question === null ? figures : `Asks: ${question}`);
+      setText(meta, text);
+      setText(time, doing?.time == null ? "" : `, ${doing.time}`);
     },
   };
 }

@@ -29,6 +29,8 @@ export interface UsageQuery {
 
 const COLUMNS = ["count", "name", "avg_duration_ms", "total_duration_ms", "error_count"] as const;
 
+const BAR_COLUMNS = ["count", "avg_duration_ms", "total_duration_ms"] as const;
+
 export function createUsage({ changed }: { changed: () => void }) {
   const query: UsageQuery = { kind: "tools", hours: 1 };
   const nameHead = byId("usage-name", HTMLButtonElement);
@@ -60,7 +62,9 @@ export function createUsage({ changed }: { changed: () => void }) {
   });
 
   function showSorted(): void {
-    const most = mostOf(rows);
+    const most = BAR_COLUMNS.map((column) =>
+      rows.reduce((greatest, row) => Math.max(greatest, row[column] ?? 0), 1),
+    );
     const { column, isAscending } = sorting;
     const sign = isAscending ? 1 : -1;
     // By code units: of 20,000 names localeCompare takes 150 ms.
@@ -86,26 +90,10 @@ export function createUsage({ changed }: { changed: () => void }) {
   };
 }
 
-/** The greatest of each column: a full bar. */
-interface Most {
-  count: number;
-  average: number;
-  total: number;
-}
-
-function mostOf(rows: readonly UsageRow[]): Most {
-  const most: Most = { count: 1, average: 1, total: 1 };
-  for (const row of rows) {
-    most.count = Math.max(most.count, row.count);
-    most.average = Math.max(most.average, row.avg_duration_ms ?? 0);
-    most.total = Math.max(most.total, row.total_duration_ms);
-  }
-  return most;
-}
-
 interface Item {
   row: UsageRow;
-  most: Most;
+  /** The greatest of each of BAR_COLUMNS: a full bar. */
+  most: number[];
 }
 
 function createRow(root: HTMLElement): ListRow<Item> {
@@ -126,9 +114,8 @@ function createRow(root: HTMLElement): ListRow<Item> {
       ];
       for (const [index, number] of numbers.entries()) setText(number, texts[index] ?? "");
       numbers.at(-1)?.classList.toggle("failed", error_count > 0);
-      const shares = [count / most.count, (average ?? 0) / most.average, total / most.total];
-      for (const [index, bar] of bars.entries())
-        bar.style.setProperty("--share", String(shares[index] ?? 0));
+      for (const [index, column] of BAR_COLUMNS.entries())
+        bars[index]?.style.setProperty("--share", String((row[column] ?? 0) / (most[index] ?? 1)));
     },
   };
 }

@@ -4,8 +4,8 @@
  */
 
 import { contextOf } from "../dom.ts";
-import { argsSummary, toolFamily } from "../events.ts";
-import { formatDay, formatMinute, formatMoment, formatTime } from "../format.ts";
+import { argsSummary, oneLine, toolFamily } from "../events.ts";
+import { formatDay, formatMinute, formatMoment, formatTime, joined } from "../format.ts";
 import { isFailedSpan, isMoment } from "../rows.ts";
 import {
   type Bar,
@@ -25,6 +25,8 @@ import {
 export const AXIS_PX = 26;
 /** Lower bars have no room for a name. */
 const MIN_TEXT_PX = 11;
+/** A call's arguments in less than this say nothing. */
+const MIN_ARGS_PX = 32;
 
 type Color = (name: `--${string}`) => string;
 
@@ -120,7 +122,6 @@ function drawGround(brush: Brush, lane: Lane, top: number): void {
 function drawBar(brush: Brush, bar: Bar): void {
   const { color, waitHatch } = brush;
   const { x, y, width, height, span } = bar;
-  const failed = isFailedSpan(span);
   switch (span.row.kind) {
     case "agent":
       drawAgent(brush, bar);
@@ -130,7 +131,7 @@ function drawBar(brush: Brush, bar: Bar): void {
       strokeBar(brush, bar, color("--wait"));
       break;
     case "model":
-      fillBar(brush, bar, color(failed ? "--failed" : "--control"), 2);
+      fillBar(brush, bar, color(isFailedSpan(span) ? "--failed" : "--control"), 2);
       break;
     case "tool":
       drawTool(brush, bar);
@@ -139,7 +140,7 @@ function drawBar(brush: Brush, bar: Bar): void {
       drawCross(brush, x + width / 2, y + height / 2);
       return; // a cross needs no flag
   }
-  if (failed) drawFlag(brush, x, y);
+  drawOutcome(brush, bar);
 }
 
 function drawAgent(brush: Brush, bar: Bar): void {
@@ -165,8 +166,8 @@ function drawAgent(brush: Brush, bar: Bar): void {
 }
 
 function drawTool(brush: Brush, bar: Bar): void {
-  const { context, color, failedHatch } = brush;
-  const { span, x, y, width, height } = bar;
+  const { context, color, failedHatch, waitHatch } = brush;
+  const { span, x, y, width, height, waitedPx = 0, freePx = 0 } = bar;
   const failed = isFailedSpan(span);
   if (isMoment(span)) {
     // An open ring: a bar's length would be a lie.
@@ -177,24 +178,43 @@ function drawTool(brush: Brush, bar: Bar): void {
     context.stroke();
     return;
   }
-  const { name } = span.row;
+  const { name, text, outcome } = span.row;
+  // What wasn't done to its end is pale.
+  context.globalAlpha = outcome === "cancelled" || outcome === "denied" ? 0.5 : 1;
   fillBar(brush, bar, color(failed ? "--failed" : `--${toolFamily(name)}`), 2);
+  context.globalAlpha = 1;
   if (failed && failedHatch !== null && width > 5) fillBar(brush, bar, failedHatch, 2);
-  // A name that is cut says less than none.
-  if (height >= MIN_TEXT_PX && context.measureText(name).width <= width - 8)
-    drawText(brush, name, { ...bar, x: x + 4, width: width - 6 }, "--bar-ink");
+  if (waitedPx >= 1 && waitHatch !== null)
+    fillBar(brush, { ...bar, width: waitedPx }, waitHatch, 2);
+  // A name that is cut says less than none; of what it was called with a part says something.
+  const room = width - freePx - 8 - context.measureText(name).width;
+  if (height < MIN_TEXT_PX || room < 0) return;
+  const words = room < MIN_ARGS_PX ? name : joined([name, argsSummary(text)], ": ");
+  const box = { ...bar, x: x + freePx + 4, width: width - freePx - 6 };
+  drawText(brush, oneLine(words), box, "--bar-ink");
 }
 
-/** Over the start of what failed: a shape that is there at any zoom. */
-function drawFlag({ context, color }: Brush, x: number, y: number): void {
-  context.fillStyle = color("--failed");
-  context.strokeStyle = color("--surface");
-  context.lineWidth = 1;
+/** How it ended, as a shape that is there at any zoom: over its start, or, where it was cut off, at its end. */
+function drawOutcome({ context, color }: Brush, { span, x, y, width, height }: Bar): void {
+  const { outcome } = span.row;
+  if (outcome === null || outcome === "ok") return;
+  const isRed = isFailedSpan(span);
+  context.fillStyle = color(isRed ? "--failed" : "--ink-2");
+  if (outcome === "cancelled") return context.fillRect(x + width - 1, y - 3, 3, height + 6);
+  context.strokeStyle = color(outcome === "failed" ? "--surface" : isRed ? "--failed" : "--ink-2");
+  if (outcome !== "failed") context.fillStyle = color("--surface");
+  context.lineWidth = outcome === "failed" ? 1 : 1.5;
   context.beginPath();
-  context.moveTo(x - 4, y - 5);
-  context.lineTo(x + 5, y - 5);
-  context.lineTo(x + 0.5, y + 2);
-  context.closePath();
+  if (isRed) {
+    context.moveTo(x - 4, y - 5);
+    context.lineTo(x + 5, y - 5);
+    context.lineTo(x + 0.5, y + 2);
+    context.closePath();
+  } else {
+    context.arc(x + 1, y - 1, 4, 0, 2 * Math.PI);
+    context.moveTo(x - 1.5, y - 1);
+    context.lineTo(x + 3.5, y - 1);
+  }
   context.fill();
   context.stroke();
 }

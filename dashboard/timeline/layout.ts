@@ -187,7 +187,9 @@ export function lanesOf(
 
 /** Where the lane of a session ends. */
 function endOf(entry: SessionEntry, now: number): number {
-  return isLive(entry) ? Math.max(now, entry.lastEventAt) : entry.lastEventAt;
+  const { is_lost, stale_at } = entry.row;
+  const to = isLive(entry) ? now : is_lost ? Date.parse(stale_at ?? "") : 0;
+  return Math.max(to || 0, entry.lastEventAt);
 }
 
 /** Agents of one type that follow each other share a lane; those that overlap don't. */
@@ -259,6 +261,10 @@ export interface Bar {
   y: number;
   width: number;
   height: number;
+  /** Of a call, at its beginning: waiting of which no bar tells. */
+  waitedPx?: number;
+  /** How far from its left all waiting is over, and its name has room. */
+  freePx?: number;
 }
 
 /** The ground of a session's lane, under its bars; null: the lane is an agent's within its parent's session. */
@@ -278,11 +284,13 @@ export function barsOf(lane: Lane, top: number, view: View): Bar[] {
   const height = barsHeight(lane);
   const wide = { lane, y: y - 2, height: height + 4 };
   const thin = { lane, y: y + (height - MODEL_PX) / 2, height: MODEL_PX };
-  const bars: Bar[] = [];
+  const [bars, calls]: [Bar[], Bar[]] = [[], []];
+  const waits = Map.groupBy(lane.spans.wait, ({ row }) => row.call_id);
+  placeTools(calls, waits, lane, y, view);
   placeSpans(bars, lane.spans.agent, wide, view);
-  placeSpans(bars, lane.spans.wait, wide, view);
+  placeSpans(bars, [...waits.values()].flat(), wide, view);
   placeSpans(bars, lane.spans.model, thin, view);
-  placeTools(bars, lane, y, view);
+  bars.push(...calls);
   for (const span of lane.spans.mark) {
     const x = toX(view, span.start);
     if (x >= -8 && x <= view.width + 8) bars.push({ span, lane, x: x - 4, y, width: 8, height });
@@ -310,9 +318,18 @@ function placeSpans(
 
 /**
  * The calls of a lane. One by itself has the lane's full height; those that overlap share it. What
- * adds less than a pixel to what is drawn is left out, unless it failed.
+ * adds less than a pixel to what is drawn is left out, unless it failed. What a call waits for the
+ * person is drawn in its bar.
+ *
+ * @param waits by call_id; those of calls that are drawn are taken out
  */
-function placeTools(bars: Bar[], lane: Lane, y: number, view: View): void {
+function placeTools(
+  bars: Bar[],
+  waits: Map<string | null, SpanEntry[]>,
+  lane: Lane,
+  y: number,
+  view: View,
+): void {
   const from = view.end - view.length;
   let cluster: SpanEntry[] = [];
   let clusterEnd = -Infinity;
@@ -335,7 +352,15 @@ function placeTools(bars: Bar[], lane: Lane, y: number, view: View): void {
       // A gap of one pixel, where there is room, keeps calls apart that follow at once.
       const shown = width > 4 && span.end !== null ? width - 1 : width;
       const height = pitch - SLOT_GAP_PX;
-      bars.push({ span, lane, x, y: y + slot * pitch, width: shown, height });
+      const place = { lane, y: y + slot * pitch, height };
+      const { call_id, waited_ms } = span.row;
+      const asked = call_id === null ? undefined : waits.get(call_id);
+      const waitedPx = asked ? 0 : Math.min(shown, ((waited_ms ?? 0) / view.length) * view.width);
+      const ends = asked?.map((wait) => toX(view, shownEnd(wait, view.now)) - x) ?? [];
+      const freePx = Math.max(waitedPx, ...ends);
+      bars.push({ span, ...place, x, width: shown, waitedPx, freePx });
+      placeSpans(bars, asked ?? [], place, view);
+      if (asked !== undefined) waits.delete(call_id);
     }
   };
   for (const span of lane.spans.tool) {
@@ -375,6 +400,11 @@ function spansIn(lane: Lane | undefined): SpanEntry[] {
     .sort((a, b) => a.start - b.start || a.row.id - b.row.id);
 }
 
+/** Where a span is drawn; -1: nowhere. */
+export function laneIndexOf(lanes: readonly Lane[], id: number | null): number {
+  return lanes.findIndex((lane) => spansIn(lane).some(({ row }) => row.id === id));
+}
+
 /** The span that an arrow key leads to: left and right in the lane, up and down to the nearest in time. Null: none. */
 export function walk(
   lanes: readonly Lane[],
@@ -382,7 +412,7 @@ export function walk(
   key: WalkKey,
 ): { span: SpanEntry; laneIndex: number } | null {
   const isSelected = ({ row }: SpanEntry) => row.id === selectedId;
-  const at = lanes.findIndex((lane) => spansIn(lane).some(isSelected));
+  const at = laneIndexOf(lanes, selectedId);
   if (at < 0) {
     const laneIndex = lanes.findIndex((lane) => spansIn(lane).length > 0);
     const span = spansIn(lanes[laneIndex]).at(-1);

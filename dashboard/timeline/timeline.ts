@@ -17,6 +17,7 @@ import {
   SECOND_MS,
   barAt,
   clamp,
+  laneIndexOf,
   lanesOf,
   toMs,
   topsOf,
@@ -62,6 +63,8 @@ export function createTimeline(options: TimelineOptions) {
   let hovered: Bar | null = null;
   let pointerX: number | null = null;
   let selectedId: number | null = null;
+  /** To be selected once it is here. */
+  let wantedId: number | null = null;
   /** As of the last event: reading it from the elements would ask for a layout. */
   const screen = { width: 0, height: 0, scrollTop: 0, isNarrow: false };
   const viewAt = (at: number): View => ({ ...window.now(), ...screen, now: at });
@@ -160,6 +163,12 @@ export function createTimeline(options: TimelineOptions) {
     words.writeReadout(rows(), hovered?.span ?? selected ?? null, at);
     words.writeText(rows(), drawn, at);
     if (coveredFrom > from) wantsOlder();
+    const span = wantedId === null ? undefined : spans.get(wantedId);
+    if (span === undefined) return;
+    const laneIndex = laneIndexOf(lanes, span.row.id);
+    // Where its lane isn't shown this moves the window, and is done once more to scroll there.
+    if (laneIndex >= 0 || selectedId === wantedId) wantedId = null;
+    select(span, laneIndex);
   }
 
   return {
@@ -167,8 +176,14 @@ export function createTimeline(options: TimelineOptions) {
     fit: window.fit,
     showLoaded: window.showLoaded,
     setScope: window.setScope,
+    /** Selects a bar as soon as it is here. */
+    wantSpan(id: number): void {
+      wantedId = id;
+      requestDraw();
+    },
     reset(): void {
       selectedId = null;
+      wantedId = null;
       window.reset();
     },
     /** In how many milliseconds the picture will be another though nothing has been received; null: never. */

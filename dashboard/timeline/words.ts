@@ -2,7 +2,7 @@
 
 import { sessionHref } from "../address.ts";
 import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
-import { EVENT_LABELS, argsSummary, isEventType } from "../events.ts";
+import { EVENT_LABELS, argsSummary, isEventType, outcomeWord } from "../events.ts";
 import { formatAge, formatDuration, formatMoment, formatNoun, joined } from "../format.ts";
 import {
   type Rows,
@@ -23,12 +23,14 @@ const TEXT_INTERVAL_MS = 500;
 export function describe(rows: Rows, span: SpanEntry, now: number): string {
   const { row, start } = span;
   const isOpen = span.end === null;
+  const running = row.kind === "wait" ? "not answered yet" : "running";
   const session = rows.sessions.get(row.session_id);
   const to = isOpen ? "now" : formatMoment(shownEnd(span, now), now);
   return joined([
     whatOf(span),
-    isOpen ? (row.kind === "wait" ? "not answered yet" : "running") : outcomeOf(span),
+    isOpen ? running : outcomeWord(row.outcome, row.attributes?.exit_code),
     isMoment(span) ? "length not known" : formatDuration(shownEnd(span, now) - start),
+    row.waited_ms ? `${formatDuration(row.waited_ms)} of it waiting for you` : null,
     isMoment(span) ? to : `${formatMoment(start, now)} to ${to}`,
     session === undefined ? null : labelOf(session),
   ]);
@@ -39,14 +41,6 @@ function whatOf({ row: { kind, name } }: SpanEntry): string {
   if (kind === "model") return `Model ${name}`;
   if (kind === "wait") return `Waits for you: ${name}`;
   return kind === "mark" && isEventType(name) ? EVENT_LABELS[name] : name;
-}
-
-/** How it went, where there is something to say. */
-function outcomeOf({ row: { outcome, attributes } }: SpanEntry): string | null {
-  if (outcome === null || outcome === "ok") return null;
-  if (outcome !== "exit") return outcome;
-  const code = attributes?.exit_code;
-  return typeof code === "number" ? `exit ${code}` : "exit";
 }
 
 export function createWords() {
@@ -160,10 +154,11 @@ function stateOf(lane: Lane): string {
   return spans.agent.slice(-1).some(isFailedSpan) ? "failed" : "completed";
 }
 
-/** How long it waits, else how long its agent runs or ran last. */
-function lengthInWords(lane: Lane, now: number): string {
+/** That it was lost, how long it waits, else how long its agent runs or ran last. */
+export function lengthInWords(lane: Lane, now: number): string {
   const since = waitingSince(lane);
   if (since !== null) return formatAge(now - Date.parse(since));
+  if (lane.session.row.is_lost && lane.kind === "session") return "lost";
   const { agent } = lane.spans;
   const span = agent.find(({ end }) => end === null) ?? agent.at(-1);
   if (span === undefined) return "";
