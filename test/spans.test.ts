@@ -51,7 +51,7 @@ const TIMEOUT_MS = 240_000 * SCALE;
 /** A row that time alone has changed may take 5 s; the rest is for a busy machine. */
 const PATIENCE_MS = 12_000;
 
-const STREAM_GROUPS = 4 * SCALE;
+const STREAM_GROUPS = 3 * SCALE;
 const HISTORIES_PER_STREAM = 50;
 const ORDER_GROUPS = 2 * SCALE;
 const HISTORIES_PER_ORDER = 50;
