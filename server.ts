@@ -2008,6 +2008,8 @@ interface Place {
   time: number; // and, with rows, what time alone has changed, up to this time
 }
 
+type Rows = ReturnType<Store["rowsOf"]>;
+
 interface Subscriber extends Place {
   readonly sessionId: string | null; // null: of all sessions
   readonly hasRows: boolean; // it gets the rows that change, too
@@ -2038,6 +2040,7 @@ const resetFrame = (reason: string, head: number) =>
 export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock = Date.now) {
   const subscribers = new Set<Subscriber>();
   const pages = new Map<string, { chunk: Uint8Array; place: Place }>(); // by place and filter, since the last batch
+  const staleRows = new Map<number, Rows>(); // by the time since when: the same for streams of any session
   let pagesThisTurn = 0;
   const latest: Place = { cursor: 0, rows: 0, deletion: 0, time: 0 }; // of who was told everything
 
@@ -2047,7 +2050,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     const tell = (name: "session" | "span" | "session_deleted", id: string, row: object) => {
       if (sessionId === null || sessionId === id) text += frame(name, row);
     };
-    const tellRows = ({ sessions, spans }: ReturnType<Store["rowsOf"]>) => {
+    const tellRows = ({ sessions, spans }: Rows) => {
       for (const row of sessions) tell("session", row.id, row);
       for (const row of spans) tell("span", row.session_id, row);
     };
@@ -2062,7 +2065,11 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
       tellRows(store.rowsOf(relatives, [], now()));
     }
     // With the millisecond that was told last: more may have turned in it since.
-    if (hasRows && time < latest.time) tellRows(store.staleRows(time - 1, latest.time));
+    if (hasRows && time < latest.time) {
+      const stale = staleRows.get(time) ?? store.staleRows(time - 1, latest.time);
+      staleRows.set(time, stale);
+      tellRows(stale);
+    }
     const until = hasRows ? store.nthFrom(cursor, PAGE_EVENTS_WITH_ROWS) : latest.cursor;
     const range = { sessionId, after: cursor, to: until };
     const { events, isDone } = store.pageOf(range, PAGE_EVENTS, QUEUE_BYTES);
@@ -2109,6 +2116,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
       return onError(error); // nobody's request: the next sweep looks again
     }
     pages.clear();
+    staleRows.clear();
     for (const subscriber of subscribers)
       if (!isBehind(subscriber, before) && isBehind(subscriber)) fill(subscriber);
   }

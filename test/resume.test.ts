@@ -248,7 +248,7 @@ describe("from history to live", () => {
 });
 
 describe("a client that doesn't read", () => {
-  const COUNT = isSoak ? 30_000 : 12_000;
+  const COUNT = isSoak ? 30_000 : 20_000;
   const WARM_UP = 5_000;
   test(`ten of them beside five that do, ${COUNT} events of 1 KB: the five get all, memory stays, then the ten get all`, async () => {
     const dataDir = tempDir();
