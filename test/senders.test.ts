@@ -275,3 +275,48 @@ test("an event of long ago, or of before its bye → doesn't say that its sender
   await postEvent(server, { ...late, data: { sender: "old" }, timestamp: START - 3_600 * SECOND });
   expect(await getJson(server, "/api/senders")).toMatchObject({ senders: [{ sender: "p1" }] });
 });
+
+test("clients that return to the same event at different times → each is told what was silent by then", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  const note = (session_id: string) => ({ type: "voice_sent", session_id, timestamp: clock.now });
+  await postEvent(server, note("silent"));
+  clock.now = START + 3_600 * SECOND - 1;
+  // More than a client that returns is told the rows of once more.
+  const { body } = await postEvent(
+    server,
+    Array.from({ length: 150 }, () => note("other")),
+  );
+  const cursor = String(body.ids?.at(-1));
+  const returned = async () => {
+    const stream = await openStream(server, "?include=rows", { "Last-Event-ID": cursor });
+    await waitFor(() => stream.frames.some(({ event }) => event === "session"), "the rows");
+    const rows = stream.frames.filter(({ event }) => event === "session");
+    stream.close();
+    return rows
+      .map(({ data = "" }): Session => JSON.parse(data))
+      .map(({ id, status }) => `${id} ${status}`);
+  };
+  await hear(server, { sender: "someone" });
+  expect(await returned()).not.toContain("silent stale");
+  clock.now += 2 * SECOND;
+  await hear(server, { sender: "someone" });
+  expect(await returned()).toContain("silent stale");
+});
+
+test("a session that fell silent just before a client's last event → the client is told when it returns", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await postEvent(server, { type: "voice_sent", session_id: "silent", timestamp: START });
+  clock.now = START + 3_601 * SECOND;
+  const notes = Array.from({ length: 150 }, () => ({ type: "voice_sent", session_id: "other" }));
+  const { body } = await postEvent(server, notes);
+  await hear(server, { sender: "someone" });
+  const stream = await openStream(server, "?include=rows", {
+    "Last-Event-ID": String(body.ids?.at(-1)),
+  });
+  const isTold = ({ event, data = "" }: { event?: string; data?: string }) =>
+    event === "session" && JSON.parse(data).id === "silent";
+  await waitFor(() => stream.frames.some(isTold), "that it is stale");
+  stream.close();
+});

@@ -1015,10 +1015,11 @@ describe("prune", () => {
   test("a session that comes to life while its events go → begins anew, nothing of before is told", async () => {
     using store = openTestStore();
     append(store, [
+      ...Array(9_000).fill(at(-10, "tool_use", { tool: "old", success: false })),
+      // Last, so that the step doesn't reach them.
       at(-10, "tool_start", { tool: "old", call_id: "c" }),
       at(-10, "input_requested", { request_id: "r" }),
       at(-9, "agent_complete", { subagent_type: "general", success: false }),
-      ...Array(9_000).fill(at(-10, "tool_use", { tool: "old", success: false })),
     ]);
     const steps: number[] = [];
     await store.prune(START - MINUTE, undefined, () => {
@@ -1028,6 +1029,7 @@ describe("prune", () => {
     expect(steps).toHaveLength(1);
     expect(steps[0]).toBeGreaterThan(0);
     expect(await listSessions(store, NOW)).toEqual([]);
+    expect(store.changedRows(0, store.head(), NOW)).toEqual({ sessions: [], spans: [] });
     append(store, [
       at(-9.5, "agent_spawn", { subagent_type: "general" }),
       at(0, "tool_use", { tool: "new", call_id: "c" }),
