@@ -1,7 +1,14 @@
 /** What the page asks the server for. Rows come with their version: which events they have seen (see rows.ts). */
 
 import type { Overview, Session, Span } from "../server.ts";
-import { type TelemetryEvent, asText, errorText, readEvent } from "./events.ts";
+import {
+  CALL_KINDS,
+  EVENT_TYPES,
+  type TelemetryEvent,
+  asText,
+  errorText,
+  readEvent,
+} from "./events.ts";
 import type { SpanEntry } from "./rows.ts";
 
 /** What one answer of the server holds at most. */
@@ -36,20 +43,16 @@ interface Answer<T> {
   version: number;
 }
 
-const versionOf = (response: Response) => Number(response.headers.get("Last-Event-ID"));
-
-export async function getSessions(query: Query): Promise<Answer<Session>> {
-  const response = await get("/api/sessions", { limit: PAGE_ROWS, ...query });
-  const { sessions }: { sessions: Session[] } = await response.json();
-  return { list: sessions, version: versionOf(response) };
+async function getRows<T>(name: "sessions" | "spans", query: Query): Promise<Answer<T>> {
+  const response = await get(`/api/${name}`, { limit: PAGE_ROWS, ...query });
+  const body: Partial<Record<string, T[]>> = await response.json();
+  return { list: body[name] ?? [], version: Number(response.headers.get("Last-Event-ID")) };
 }
+
+export const getSessions = (query: Query) => getRows<Session>("sessions", query);
 
 /** Newest first; an answer may be short, and yet not the last. */
-export async function getSpans(query: Query): Promise<Answer<Span>> {
-  const response = await get("/api/spans", { limit: PAGE_ROWS, ...query });
-  const { spans }: { spans: Span[] } = await response.json();
-  return { list: spans, version: versionOf(response) };
-}
+export const getSpans = (query: Query) => getRows<Span>("spans", query);
 
 export async function getEvents(query: Query): Promise<TelemetryEvent[]> {
   const response = await get("/api/events", { limit: PAGE_ROWS, ...query });
@@ -66,13 +69,6 @@ export async function getSessionText(id: string): Promise<string> {
   return (await get(`/api/sessions/${encodeURIComponent(id)}`)).text();
 }
 
-const OTHER_HALF: Partial<Record<TelemetryEvent["type"], TelemetryEvent["type"]>> = {
-  tool_start: "tool_use",
-  tool_use: "tool_start",
-  agent_spawn: "agent_complete",
-  agent_complete: "agent_spawn",
-};
-
 /** The events of a call with its whole arguments and error: its first, and its other half where that says more. */
 export async function getCall({ row }: SpanEntry): Promise<TelemetryEvent[]> {
   const { id, session_id: sessionId, call_id } = row;
@@ -82,8 +78,9 @@ export async function getCall({ row }: SpanEntry): Promise<TelemetryEvent[]> {
   const isAllSaid =
     (row.text === null || asText(args ?? prompt) !== null) &&
     (row.error === null || errorText(error) !== null);
-  const type = OTHER_HALF[first.type];
-  if (isAllSaid || call_id === null || type === undefined) return [first];
+  const kind = CALL_KINDS[first.type];
+  if (isAllSaid || call_id === null || kind === undefined) return [first];
+  const type = EVENT_TYPES.find((other) => other !== first.type && CALL_KINDS[other] === kind);
   const later = await getEvents({ sessionId, type, after: id, limit: SEARCHED_EVENTS });
   return [first, ...later.filter(({ fields }) => fields.call_id === call_id)];
 }

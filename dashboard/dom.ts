@@ -7,13 +7,38 @@ export function byId<T extends HTMLElement>(id: string, type: new () => T): T {
   return element;
 }
 
+/** Where ordinary text has characters that aren't seen. */
+const USUAL = [
+  /[\t\n]|\r(?=\n)/, // at the end of a line
+  /(?<=[\p{Script=Arabic}\p{M}\p{ExtPict}\p{EMod}])[\u200c\u200d]/u, // in Persian, Hindi, emoji
+  /(?<=[\p{Emoji}\p{S}\p{Script=Han}])\p{VS}/u, // after what has several forms
+  /(?<=\u{1f3f4}[\u{e0020}-\u{e007e}]{0,6})[\u{e0020}-\u{e007f}]/u, // in the flag of Wales
+];
+const HIDDEN = new RegExp(
+  `(${USUAL.map(({ source }) => source).join("|")})|[\\p{Cc}\\p{DI}\\u2028\\u2029\\ufff9-\\ufffb]`,
+  "gu",
+);
+
+/**
+ * Text as it is shown: each control, invisible or override character as its number, so that nothing
+ * is hidden and nothing reads as something else. `ls \u202e/ fr- mr` would read `ls rm -rf /`.
+ */
+export function shown(text: string): string {
+  return text.replace(HIDDEN, (hidden: string, usual?: string) => {
+    const code = hidden.codePointAt(0)?.toString(16).toUpperCase() ?? "";
+    return usual ?? (code.length > 4 ? `\\u{${code}}` : `\\u${code.padStart(4, "0")}`);
+  });
+}
+
 /** Touching the DOM costs even where nothing changes: so only what does is written. */
 export function setText(element: Element, text: string): void {
-  if (element.textContent !== text) element.textContent = text;
+  const next = shown(text);
+  if (element.textContent !== next) element.textContent = next;
 }
 
 export function setAttribute(element: Element, name: string, value: string): void {
-  if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  const next = shown(value);
+  if (element.getAttribute(name) !== next) element.setAttribute(name, next);
 }
 
 /** The first element of a <template>, to be cloned for each row. */
@@ -27,13 +52,9 @@ export function templateRow(id: string): () => HTMLElement {
 }
 
 /** The one element in `root` that matches. @throws where there is none */
-export function part<T extends HTMLElement>(
-  root: ParentNode,
-  selector: string,
-  type: new () => T,
-): T {
-  const element = root.querySelector(selector);
-  if (!(element instanceof type)) throw new Error(`${selector} is missing`);
+export function part<T extends HTMLElement>(root: ParentNode, query: string, type: new () => T): T {
+  const element = root.querySelector(query);
+  if (!(element instanceof type)) throw new Error(`${query} is missing`);
   return element;
 }
 
@@ -77,6 +98,24 @@ export function createList<T>(
   };
 }
 
+/** Rows that a list starts with, and that "Show more" adds. */
+const PAGE_ROWS = 60;
+
+/** The button that shows more rows of a list. @param clicked there is room for more */
+export function createMore(id: string, clicked: () => void) {
+  const button = byId(id, HTMLButtonElement);
+  const more = {
+    limit: PAGE_ROWS,
+    reset: () => void (more.limit = PAGE_ROWS),
+    show: (hasMore: boolean) => void (button.hidden = !hasMore),
+  };
+  button.addEventListener("click", () => {
+    more.limit += PAGE_ROWS;
+    clicked();
+  });
+  return more;
+}
+
 /** Gives `canvas` as many pixels as the screen has for these CSS pixels; style.css gives its size. */
 export function fitCanvas(
   canvas: HTMLCanvasElement,
@@ -106,6 +145,8 @@ export function contextOf(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
  */
 export function createColors(changed: () => void): (name: `--${string}`) => string {
   const known = new Map<string, string>();
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.hidden = true;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     known.clear();
     changed();
@@ -113,7 +154,8 @@ export function createColors(changed: () => void): (name: `--${string}`) => stri
   return (name) => {
     let color = known.get(name);
     if (color === undefined) {
-      color = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+      probe.style.color = `var(${name})`;
+      color = getComputedStyle(probe).color;
       known.set(name, color);
     }
     return color;
@@ -144,6 +186,26 @@ export interface Picture {
   canvas: HTMLCanvasElement;
   context: CanvasRenderingContext2D;
   color: (name: `--${string}`) => string;
+}
+
+/** A bar for each count, from `base` up, at most `height` high; under it, in red, that there were errors. */
+export function drawBars(
+  { context, color }: Picture,
+  counts: readonly { count: number; errors: number }[],
+  { width, height, base, redPx }: { width: number; height: number; base: number; redPx: number },
+  cursor: number | null = null,
+): void {
+  const peak = Math.max(1, ...counts.map(({ count }) => count));
+  const step = width / counts.length;
+  for (const [index, { count, errors }] of counts.entries()) {
+    const bar = count === 0 ? 1 : Math.max(2, (count / peak) * height);
+    const fill = index === cursor ? "--ink" : count === 0 ? "--grid" : "--accent";
+    context.fillStyle = color(fill);
+    context.fillRect(index * step, base - bar, Math.max(1, step - 1), bar);
+    if (errors === 0) continue;
+    context.fillStyle = color("--failed");
+    context.fillRect(index * step, base + 1, Math.max(1, step - 1), redPx);
+  }
 }
 
 /** One pressed button in a group; `chosen` hears of each press. */

@@ -38,6 +38,16 @@ export const EVENT_LABELS: Record<EventType, string> = {
 
 export const EVENT_TYPES = Object.keys(EVENT_LABELS).filter(isEventType);
 
+/** What a type of event begins or ends. */
+export const CALL_KINDS: Partial<Record<EventType, "tool" | "agent" | "model">> = {
+  tool_start: "tool",
+  tool_use: "tool",
+  agent_spawn: "agent",
+  agent_complete: "agent",
+  model_request: "model",
+  model_response: "model",
+};
+
 /** Shown as failures by what they are. */
 export const FAILURE_TYPES = ["session_error", "tool_blocked", "security_block"];
 
@@ -165,7 +175,7 @@ function telling(cutJson: string): string | null {
 
 /** So much of a text as a row of a table can show. */
 export function oneLine(text: string): string {
-  return text.slice(0, 300).replace(/\s+/g, " ");
+  return text.slice(0, 300).replace(/[ \t\r\n]+/g, " ");
 }
 
 /** Indented; a text that is itself JSON is opened up, or it would be a line of backslashes. */

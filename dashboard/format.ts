@@ -2,13 +2,13 @@
 
 export const UNKNOWN = "–";
 
-const SECOND_MS = 1_000;
-const MINUTE_MS = 60 * SECOND_MS;
-const HOUR_MS = 60 * MINUTE_MS;
+export const SECOND_MS = 1_000;
+export const MINUTE_MS = 60 * SECOND_MS;
+export const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
 
 const grouped = new Intl.NumberFormat();
-const compact = new Intl.NumberFormat(undefined, {
+const short = new Intl.NumberFormat(undefined, {
   notation: "compact",
   maximumSignificantDigits: 3,
 });
@@ -24,7 +24,7 @@ export function formatCount(value: number | null): string {
 
 /** 12345 → "12.3K" */
 export function formatCompact(value: number | null): string {
-  return value === null ? UNKNOWN : compact.format(value);
+  return value === null ? UNKNOWN : short.format(value);
 }
 
 /** US dollars, as posted: 0.4217 → "$0.42", 0.0004 → "<$0.01" */

@@ -9,7 +9,7 @@
 import type { Activity, Overview } from "../server.ts";
 import { type Route, hashOf, routeOf } from "./address.ts";
 import { get, getCall, getOverview, getSessionText } from "./api.ts";
-import { byId } from "./dom.ts";
+import { byId, setText } from "./dom.ts";
 import type { FeedFilter } from "./events.ts";
 import { createFrames } from "./frames.ts";
 import { createHistory } from "./history.ts";
@@ -94,10 +94,12 @@ const frames = createFrames({
   isBehind: () => pending.length > 0,
 });
 const stream = createStream({
-  async load() {
+  async load(isWanted) {
     takePending(Infinity);
     if (isLoaded) return null;
-    [rows, overview] = await Promise.all([loadRows(), getOverview()]);
+    const loaded = await Promise.all([loadRows(), getOverview()]);
+    if (!isWanted()) return null;
+    [rows, overview] = loaded;
     pending = [];
     isLoaded = true;
     showLoaded();
@@ -115,10 +117,12 @@ const stream = createStream({
   reset() {
     isLoaded = false; // but without an empty page in between
   },
-  show: header.showConnection,
-  notify(problem) {
+  show(connection) {
+    header.showConnection(connection);
+    if (connection.state === "connecting") return; // what was wrong may still be
+    const problem = connection.state === "waiting" ? connection.reason : null;
     notice.hidden = problem === null;
-    notice.textContent = problem;
+    setText(notice, problem ?? "");
   },
 });
 createEmptyState(location.origin);

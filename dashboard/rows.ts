@@ -11,6 +11,7 @@
 
 import type { Session, Span } from "../server.ts";
 import {
+  CALL_KINDS,
   FAILURE_TYPES,
   type TelemetryEvent,
   argsSummary,
@@ -296,16 +297,6 @@ export function takeMarks(rows: Rows, events: readonly TelemetryEvent[]): void {
   }
 }
 
-/** What a type of event begins or ends. */
-const SPAN_KINDS: Partial<Record<TelemetryEvent["type"], Span["kind"]>> = {
-  tool_start: "tool",
-  tool_use: "tool",
-  agent_spawn: "agent",
-  agent_complete: "agent",
-  model_request: "model",
-  model_response: "model",
-};
-
 /** The bar that tells of an event; undefined: none that is here. */
 export function barOf(rows: Rows, event: TelemetryEvent): SpanEntry | undefined {
   const { call_id } = event.fields;
@@ -314,8 +305,8 @@ export function barOf(rows: Rows, event: TelemetryEvent): SpanEntry | undefined 
 }
 
 function spanOf(rows: Rows, { id, type, session_id, fields }: TelemetryEvent) {
-  const kind = SPAN_KINDS[type] ?? "";
-  return rows.spans.get(id) ?? rows.calls.get(callKey(session_id, kind, fields.call_id));
+  const key = callKey(session_id, CALL_KINDS[type] ?? "", fields.call_id);
+  return rows.spans.get(id) ?? rows.calls.get(key);
 }
 
 /** Whether the feed shows an event as a failure: as the end of a span that failed; where there is no span, as it looks. */

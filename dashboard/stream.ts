@@ -1,28 +1,27 @@
 /**
- * The connection to the event stream: opened, paused by the person, let go of by a hidden page
- * (because a browser allows only six connections to a server), and opened again after a failure.
+ * The connection to the event stream: opened, paused by the person, let go of by a hidden page, opened
+ * again after a failure, and shared with the other tabs of the browser (see tabs.ts).
  */
 
 import { ServerError } from "./api.ts";
 import { EVENT_TYPES } from "./events.ts";
 import type { Connection } from "./panels/header.ts";
 import type { Frame } from "./rows.ts";
+import { type Said, createTabs } from "./tabs.ts";
 
 const FIRST_RETRY_MS = 1_000;
 const MAX_RETRY_MS = 15_000;
 const ROW_TYPES = ["session", "span", "session_deleted"];
 
 export interface StreamOptions {
-  /** Loads what the stream goes on from. @returns the id of its newest event; null: it was loaded before */
-  load: () => Promise<number | null>;
+  /** Loads what the stream goes on from. @returns the id of its newest event; null: it was loaded before, or isn't wanted */
+  load: (isWanted: () => boolean) => Promise<number | null>;
   received: (frame: Frame) => void;
   /** The stream is open, or open again. */
   opened: () => void;
   /** What is there can't be continued: `load` has to load it anew. */
   reset: () => void;
   show: (connection: Connection) => void;
-  /** What the server says is wrong; null: it doesn't answer, or all is well. */
-  notify: (problem: string | null) => void;
 }
 
 /**
@@ -46,50 +45,102 @@ export function createCursor(head: number) {
   };
 }
 
-export function createStream(options: StreamOptions) {
-  const { load, received, opened, reset, show, notify } = options;
+export function createStream({ load, received, opened, reset, show }: StreamOptions) {
   let source: EventSource | null = null;
   let isPausedByPerson = false;
   let retryMs = FIRST_RETRY_MS;
   let retryTimer: ReturnType<typeof setTimeout> | undefined;
   let cursor = createCursor(0);
+  /** Where the stream began, and how it is; a follower's is its leader's. */
+  let from = 0;
+  let connection: Connection = { state: "connecting" };
+  let attempts = 0;
+  /** What was heard since the page began to load; null: it is loaded. */
+  let backlog: Said[] | null = null;
+  /** Something came that this tab hasn't heard: until it leads, it takes nothing. */
+  let isBehind = false;
+  const tabs = createTabs(lead, follow, hear);
 
   const isOff = () => document.hidden || isPausedByPerson;
+
+  function tell(next: Connection): void {
+    const isOpened = next.state === "live" && connection.state !== "live";
+    connection = next;
+    show(connection);
+    tabs.say(connection, from);
+    if (isOpened) opened();
+  }
 
   async function connect(): Promise<void> {
     clearTimeout(retryTimer);
     if (isOff()) return;
+    const attempt = ++attempts;
+    const isWanted = () => attempt === attempts;
+    backlog = [];
+    tabs.join(); // before it loads: what comes after that is heard
     try {
-      const head = await load();
+      const head = await load(isWanted);
+      if (!isWanted()) return;
       if (head !== null) cursor = createCursor(head);
-      if (!isOff()) open();
+      const heard = backlog;
+      backlog = null;
+      if (tabs.leads()) open();
+      else if (head === null) catchUp();
+      else heard.forEach(hear);
     } catch (error) {
-      retry(error instanceof ServerError ? error.message : null);
+      if (isWanted()) retry(error instanceof ServerError ? error.message : null);
     }
   }
 
+  function lead(): void {
+    isBehind = false;
+    if (backlog === null) open();
+  }
+
+  function follow(): void {
+    close();
+    if (backlog === null) clearTimeout(retryTimer);
+  }
+
+  function catchUp(): void {
+    isBehind = true;
+    tabs.takeLock();
+  }
+
+  function hear(said: Said): void {
+    if (isBehind) return;
+    if (backlog !== null) return void backlog.push(said);
+    if (said.from > cursor.resumeFrom()) return catchUp();
+    tell(said.connection);
+    said.frames.forEach(take);
+  }
+
+  function take(frame: Frame): void {
+    if (frame.type === "reset") {
+      close();
+      reset();
+      return void connect();
+    }
+    cursor.take(frame);
+    received(frame);
+  }
+
   function open(): void {
-    source?.close();
-    const stream = new EventSource(
-      `/api/events/stream?include=rows&lastEventId=${cursor.resumeFrom()}`,
-    );
+    close();
+    from = cursor.resumeFrom();
+    tabs.say(connection, from);
+    const stream = new EventSource(`/api/events/stream?include=rows&lastEventId=${from}`);
     source = stream;
     const receive = ({ type, data, lastEventId }: MessageEvent<string>) => {
       const frame = { type, data, id: Number(lastEventId) };
-      cursor.take(frame);
-      received(frame);
+      tabs.handOn(frame);
+      take(frame);
     };
-    for (const type of [...ROW_TYPES, ...EVENT_TYPES]) stream.addEventListener(type, receive);
-    stream.addEventListener("reset", () => {
-      close();
-      reset();
-      void connect();
-    });
+    for (const type of ["reset", ...ROW_TYPES, ...EVENT_TYPES])
+      stream.addEventListener(type, receive);
     stream.addEventListener("open", () => {
       retryMs = FIRST_RETRY_MS;
-      show({ state: "live" });
-      notify(null);
-      opened();
+      tell({ state: "live" });
     });
     stream.addEventListener("error", () => {
       if (source !== stream) return;
@@ -107,15 +158,13 @@ export function createStream(options: StreamOptions) {
   function retry(reason: string | null): void {
     const at = performance.now() + retryMs;
     retryMs = Math.min(MAX_RETRY_MS, retryMs * 2);
-    notify(reason);
     const count = () => {
       const leftMs = at - performance.now();
       if (leftMs <= 0) {
-        show({ state: "connecting" });
-        void connect();
-        return;
+        tell({ state: "connecting" });
+        return void connect();
       }
-      show({ state: "waiting", seconds: Math.ceil(leftMs / 1_000), reason });
+      tell({ state: "waiting", seconds: Math.ceil(leftMs / 1_000), reason });
       retryTimer = setTimeout(count, Math.min(1_000, Math.max(1, leftMs)));
     };
     clearTimeout(retryTimer);
@@ -126,26 +175,28 @@ export function createStream(options: StreamOptions) {
   function resumeOrPause(): void {
     if (isOff()) {
       clearTimeout(retryTimer);
+      attempts++;
+      isBehind = false;
       close();
-      show({ state: "paused" });
+      tabs.leave();
+      tell({ state: "paused" });
     } else {
-      show({ state: "connecting" });
+      tell({ state: "connecting" });
       void connect();
     }
   }
 
   document.addEventListener("visibilitychange", resumeOrPause);
-  addEventListener("online", () => source === null && void connect());
+  addEventListener("online", () => tabs.leads() && source === null && void connect());
 
   return {
     start: resumeOrPause,
-    isOpen: () => source !== null,
+    isOpen: () => connection.state === "live",
     /** The person's button: pauses or resumes; while it counts down, tries at once. */
     toggle(): void {
-      if (source === null && !isPausedByPerson) {
+      if (connection.state === "waiting") {
         retryMs = FIRST_RETRY_MS;
-        void connect();
-        return;
+        return void connect();
       }
       isPausedByPerson = !isPausedByPerson;
       resumeOrPause();

@@ -67,9 +67,7 @@ function buildTree(rows: Rows): Tree {
       parent.latest = Math.max(parent.latest, latest);
       parent.goesOn ||= goesOn;
     }
-  const roots = tops.toSorted(
-    (a, b) => b.latest - a.latest || (a.entry.row.id < b.entry.row.id ? -1 : 1),
-  );
+  const roots = tops.toSorted((a, b) => b.latest - a.latest || byId(a, b));
   return { order, roots, childIds };
 }
 
@@ -87,8 +85,10 @@ function cutCircles(nodes: readonly TreeNode[]): void {
   }
 }
 
+const byId = (a: TreeNode, b: TreeNode) => (a.entry.row.id < b.entry.row.id ? -1 : 1);
+
 function byStart(a: TreeNode, b: TreeNode): number {
-  return a.entry.startedAt - b.entry.startedAt || (a.entry.row.id < b.entry.row.id ? -1 : 1);
+  return a.entry.startedAt - b.entry.startedAt || byId(a, b);
 }
 
 function preorder(tops: TreeNode[]): TreeNode[] {

@@ -10,6 +10,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
+import { shown } from "../dashboard/dom.ts";
 import { type PostedEvent, openCodeHooks, sessionEvents } from "./fixtures.ts";
 import {
   getJson,
@@ -58,11 +59,13 @@ interface PageOptions {
   width?: number;
   height?: number;
   scheme?: "light" | "dark";
+  /** Run in the page before its own script. */
+  before?: string;
 }
 
 async function openPage(
   server: { url: string },
-  { path = "/", width = 1440, height = 900, scheme = "dark" }: PageOptions = {},
+  { path = "/", width = 1440, height = 900, scheme = "dark", before = "" }: PageOptions = {},
 ): Promise<Page> {
   const view = openBrowser({ width, height });
   await view.navigate("about:blank");
@@ -89,6 +92,7 @@ async function openPage(
   await view.cdp("Emulation.setEmulatedMedia", {
     features: [{ name: "prefers-color-scheme", value: scheme }],
   });
+  await view.cdp("Page.addScriptToEvaluateOnNewDocument", { source: before });
   await view.navigate(server.url + path);
 
   const page: Page = {
@@ -149,6 +153,12 @@ function factsOf(page: Page): Promise<string[]> {
   );
 }
 
+function setHidden(page: Page, isHidden: boolean): Promise<unknown> {
+  return page.run(
+    `(() => { Object.defineProperty(document, "hidden", { configurable: true, get: () => ${isHidden} }); document.dispatchEvent(new Event("visibilitychange")); })()`,
+  );
+}
+
 /** A session that has just used some tools, all at one time so that their order is theirs. */
 function call(tool: string, data: Record<string, unknown> = {}, session_id = "s1"): PostedEvent {
   return { type: "tool_use", session_id, data: { tool, duration_ms: 40, ...data } };
@@ -168,6 +178,31 @@ const subscribers = async (server: { url: string }) =>
   (await getJson<{ subscribers: number }>(server, "/health")).subscribers;
 
 // ─── Tests ───────────────────────────────────────────────────────────────────
+
+test.each([
+  ["ls \u202e/ fr- mr", "ls \\u202E/ fr- mr"],
+  ["a\u200bb\u200cc\u200dd\ufeffe\u00ad", "a\\u200Bb\\u200Cc\\u200Dd\\uFEFFe\\u00AD"],
+  ["\u0000\u001b[31m\u0085\r!", "\\u0000\\u001B[31m\\u0085\\u000D!"],
+  [
+    "\u2066\u2069\u200e\u200f\u061c\u2028\u2029",
+    "\\u2066\\u2069\\u200E\\u200F\\u061C\\u2028\\u2029",
+  ],
+  ["ok\u{e0041}\ufe0f", "ok\\u{E0041}\\uFE0F"],
+])("shown → what hides or turns round as its number: %#", (text, expected) => {
+  expect(shown(text)).toBe(expected);
+});
+
+test.each([
+  "one\ttwo\r\nthree",
+  "مرحبا بالعالم ١٢",
+  "שלום עולם",
+  "می\u200cخواهم, क्\u200dष",
+  "👩\u200d💻 👩🏽\u200d💻 🏳\ufe0f\u200d🌈 1\ufe0f⃣ ❤\ufe0f",
+  "\u{1f3f4}\u{e0067}\u{e0062}\u{e0077}\u{e006c}\u{e0073}\u{e007f}",
+  "葛\u{e0100} 한국어 日本語 ไทย é",
+])("shown → ordinary text as it is: %#", (text) => {
+  expect(shown(text)).toBe(text);
+});
 
 describe.skipIf(!hasChromium)("the dashboard", () => {
   let server: TestServer;
@@ -338,16 +373,12 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       await using fresh = await startTestServer();
       await post(fresh, call("a"));
       using page = await openPage(fresh);
-      const show = (isHidden: boolean) =>
-        page.run(
-          `(() => { Object.defineProperty(document, "hidden", { configurable: true, get: () => ${isHidden} }); document.dispatchEvent(new Event("visibilitychange")); })()`,
-        );
       await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
-      await show(true);
+      await setHidden(page, true);
       await waitFor(async () => (await subscribers(fresh)) === 0, "the stream to be let go");
       expect(await page.text("#connection-text")).toBe("Paused");
       await post(fresh, [call("b"), call("c")]);
-      await show(false);
+      await setHidden(page, false);
       await waitFor(
         async () => (await page.texts(".feed-name")).join() === "c,b,a",
         "what was missed",
@@ -510,6 +541,282 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await page.run<unknown>("window.hacked ?? null")).toBeNull();
     expect(page.problems).toEqual([]);
   });
+
+  test.concurrent("text that lies is shown as what it is, wherever it stands", async () => {
+    await using fresh = await startTestServer();
+    const lie = "ls \u202e/ fr- mr";
+    const told = String.raw`ls \u202E/ fr- mr`;
+    const ordinary = "مرحبا עברית 👩‍💻";
+    await post(fresh, [
+      { type: "session_start", session_id: "s1\u200b", data: { title: `T\u2066${lie}` } },
+      { type: "session_start", session_id: "s2", data: { title: ordinary } },
+      call(ordinary, {}, "s2"),
+      {
+        ...call(
+          `bash\u200f\ufeff`,
+          { args: { command: lie }, duration_ms: 4 * MINUTE_MS },
+          "s1\u200b",
+        ),
+        timestamp: Date.now() - SECOND_MS,
+      },
+      call("bash", { success: false, error: `e\u0007\u001b[31m\u2028${lie}` }, "s1\u200b"),
+      {
+        type: "input_requested",
+        session_id: "s1\u200b",
+        data: { request_id: "r", kind: "permission", detail: lie },
+      },
+    ]);
+    using page = await openPage(fresh);
+    await waitFor(async () => (await page.count(".feed-row")) === 6, "the feed");
+    await waitFor(async () => (await page.text("#stat-waiting-link")) !== null, "who waits");
+    const title = String.raw`T\u2066${told}`;
+    const tool = String.raw`bash\u200F\uFEFF`;
+    const error = String.raw`e\u0007\u001B[31m\u2028${told}`;
+    expect(await page.texts(".session-doing")).toContain(`Asks: ${told}`);
+    expect(await page.texts(".session-label")).toEqual(expect.arrayContaining([title, ordinary]));
+    expect(await page.text("#stat-waiting-link")).toStartWith(title);
+    expect(await page.attribute("#stat-waiting-link", "title")).toBe(told);
+    expect(await page.texts(".feed-name")).toEqual(expect.arrayContaining([tool, ordinary]));
+    expect(await page.texts(".feed-summary")).toEqual(expect.arrayContaining([told, error]));
+    expect(await page.texts("#feed-session option")).toEqual(
+      expect.arrayContaining([title, ordinary]),
+    );
+    await waitFor(async () => (await page.count("#usage-rows tr")) === 3, "usage");
+    expect(await page.attribute("#usage-rows tr:nth-child(1) th", "title")).not.toBeNull();
+    expect(await page.texts("#tool-names option")).toEqual(["bash", ordinary]);
+
+    // On the canvas, and in what is said of its bars.
+    await page.run(`(() => {
+      const { prototype } = CanvasRenderingContext2D;
+      const draw = prototype.fillText;
+      window.drawn = new Set();
+      prototype.fillText = function (text, ...at) { drawn.add(text); return draw.call(this, text, ...at); };
+    })()`);
+    await page.click('#timeline-ranges [data-minutes="5"]');
+    await waitFor(
+      () => page.run<boolean>(`drawn.has(${JSON.stringify(`${tool}: ${told}`)})`),
+      "the bar's text",
+    );
+    const bar = (await bars(page)).find(({ text }) => text.startsWith(tool));
+    if (bar === undefined) throw new Error("no bar");
+    const canvas: { left: number; top: number } = await page.run(
+      `(({ left, top }) => ({ left, top }))(document.querySelector("#timeline-canvas").getBoundingClientRect())`,
+    );
+    await page.hover(canvas.left + bar.x + bar.width / 2, canvas.top + bar.y + bar.height / 2);
+    await waitFor(async () => (await page.text("#readout-text")) === told, "the readout");
+    expect(await page.text("#readout-head")).toStartWith(tool);
+
+    await page.run(`location.hash = "#/session/${encodeURIComponent("s1\u200b")}"`);
+    await waitFor(async () => (await page.count(".call-row")) === 2, "the session's page");
+    expect(await page.text("#session-name")).toBe(title);
+    expect(await factsOf(page)).toContain(String.raw`Ids1\u200B`);
+    await page.run(`document.querySelectorAll("button[aria-expanded]").forEach((b) => b.click())`);
+    await waitFor(async () => (await page.count("pre")) > 5, "all of it opened");
+    const hidden = /[\p{Cc}\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/u;
+    const everything = await page.run<string[]>(
+      `[document.title, ...[...document.querySelectorAll("*")].flatMap((e) => [...e.attributes].filter((a) => a.name !== "value").map((a) => a.value).concat([...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data)))]`,
+    );
+    const lies = everything
+      .map((text) => text.replace(/[\n\t]/g, ""))
+      .filter((text) => hidden.test(text));
+    expect(lies).toEqual([]);
+    // What is written from right to left turns nothing round beside it.
+    expect(
+      await page.run<string[]>(
+        `[...new Set([...document.body.querySelectorAll("*")].map((e) => getComputedStyle(e).unicodeBidi))]`,
+      ),
+    ).toEqual(["isolate"]);
+    expect(page.problems).toEqual([]);
+  });
+
+  // Each of these is the only one with its server: tabs of one address share a stream.
+
+  const names = async (page: Page) => (await page.texts(".feed-name")).toReversed().join();
+  const numbers = (count: number) => Array.from({ length: count }, (_, index) => index).join();
+  const isLive = async (page: Page) => (await page.text("#connection-text")) === "Live";
+
+  test.concurrent(
+    "eight tabs share one stream; the next takes it over, and none misses an event",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      const pages: Page[] = [];
+      for (let tab = 0; tab < 8; tab++) pages.push(await openPage(fresh, { width: 800 }));
+      const all = (condition: (page: Page) => Promise<boolean>, what: string) =>
+        Promise.all(
+          pages.map((page, tab) => waitFor(() => condition(page), `${what} in tab ${tab}`, 15_000)),
+        );
+      await all(isLive, "the stream");
+      await post(fresh, call("1"));
+      await all(async (page) => (await names(page)) === "0,1", "the new event");
+      expect(await subscribers(fresh)).toBe(1);
+      const answers = await Promise.all(
+        pages.map((page) => page.run<number>(`fetch("/health").then(({ status }) => status)`)),
+      );
+      expect(answers).toEqual(pages.map(() => 200));
+
+      // While events come, the one that has the stream is closed, hidden, paused.
+      let count = 2;
+      const during = async (what: string, act: () => unknown) => {
+        const acted = act();
+        for (const end = count + 8; count < end; count++) await post(fresh, call(String(count)));
+        await acted;
+        await all(async (page) => (await names(page)) === numbers(count), what);
+      };
+      const last = pages.pop();
+      if (last === undefined) throw new Error("eight tabs");
+      await during("what came while one that followed was hidden", () => setHidden(last, true));
+      pages.push(last);
+      await during("what came when it was shown, and took over", () => setHidden(last, false));
+      pages.pop();
+      await during("what came when it was closed", () => last[Symbol.dispose]());
+      const [hidden, paused] = pages.splice(1, 2);
+      if (hidden === undefined || paused === undefined) throw new Error("two more tabs");
+      await during("what came when the next was hidden", () => setHidden(hidden, true));
+      await during("what came when the one after that was paused", () =>
+        paused.click("#connection"),
+      );
+      pages.push(hidden, paused);
+      await during("what came when both were back", async () => {
+        await setHidden(hidden, false);
+        await paused.click("#connection");
+      });
+      await all(async (page) => (await page.text(".session-meta")) === `${count} tools`, "counts");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+      for (const page of pages) {
+        expect(page.problems).toEqual([]);
+        page[Symbol.dispose]();
+      }
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "a tab that hangs with the stream loses it to another",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      using first = await openPage(fresh);
+      await waitFor(() => isLive(first), "the first to be live");
+      using second = await openPage(fresh);
+      await waitFor(() => isLive(second), "the second to be live");
+      const hung = first.run(
+        `(() => { const end = Date.now() + 6_000; while (Date.now() < end); })()`,
+      );
+      await post(fresh, call("1"));
+      await waitFor(async () => (await names(second)) === "0,1", "the event", 5_900);
+      await hung;
+      // What a tab says that doesn't know yet that it no longer leads.
+      const late = { ...call("late"), id: 9e15, timestamp: new Date().toISOString(), tool: "late" };
+      const frames = [{ type: "tool_use", id: 1, data: JSON.stringify(late) }];
+      const said = { term: 1, connection: { state: "live" }, from: 0, frames };
+      await first.run(`new BroadcastChannel("event-stream").postMessage(${JSON.stringify(said)})`);
+      await post(fresh, call("2"));
+      for (const page of [first, second])
+        await waitFor(async () => (await names(page)) === "0,1,2", "both to go on");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "a tab that has missed something goes on from its own last event",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      const leader = await openPage(fresh);
+      await waitFor(() => isLive(leader), "the leader to be live");
+      using next = await openPage(fresh);
+      await waitFor(() => isLive(next), "the next to be live");
+      using deaf = await openPage(fresh, {
+        before: `BroadcastChannel.prototype.addEventListener = function (type, heard) {
+        EventTarget.prototype.addEventListener.call(this, type, (event) => window.isDeaf || heard(event));
+      }`,
+      });
+      await waitFor(() => isLive(deaf), "the last to be live");
+      await deaf.run("window.isDeaf = true");
+      for (const tool of ["1", "2", "3"]) {
+        await post(fresh, call(tool));
+        await waitFor(async () => (await names(next)).endsWith(tool), "each by itself");
+      }
+      await deaf.run("window.isDeaf = false");
+      leader[Symbol.dispose]();
+      await waitFor(async () => (await names(deaf)) === "0,1,2,3", "what it has missed");
+      await post(fresh, call("4"));
+      for (const page of [next, deaf])
+        await waitFor(async () => (await names(page)) === "0,1,2,3,4", "both to go on");
+      expect(await subscribers(fresh)).toBe(1);
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "what comes while a tab loads is there once it has loaded",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      using first = await openPage(fresh);
+      await waitFor(() => isLive(first), "the first to be live");
+      // Between the first answer, which says up to where the others go, and what it does with it.
+      const before = `{
+      const ask = fetch;
+      let isPosted = false;
+      window.fetch = async (...asked) => {
+        const answer = await ask(...asked);
+        if (isPosted) return answer;
+        isPosted = true;
+        const heard = new Promise((resolve) =>
+          new BroadcastChannel("event-stream").addEventListener("message", ({ data }) =>
+            JSON.stringify(data?.frames ?? "").includes("tool_use") && resolve()));
+        const headers = { "Content-Type": "application/json" };
+        const body = ${JSON.stringify(JSON.stringify(call("1")))};
+        await ask("/api/events", { method: "POST", headers, body });
+        await heard;
+        return answer;
+      };
+    }`;
+      using second = await openPage(fresh, { before });
+      await waitFor(async () => (await names(second)) === "0,1", "the event");
+      await waitFor(async () => (await second.text(".session-meta")) === "2 tools", "the count");
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "tabs without locks have a stream each",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      const noLocks = "delete Navigator.prototype.locks"; // as on http:// and a name that is not loopback
+      using first = await openPage(fresh, { before: noLocks });
+      using second = await openPage(fresh, { before: noLocks });
+      await waitFor(async () => (await subscribers(fresh)) === 2, "two streams");
+      await post(fresh, call("1"));
+      for (const page of [first, second])
+        await waitFor(async () => (await names(page)) === "0,1", "the event");
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "another database: every tab loads it anew",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("old"));
+      using first = await openPage(fresh);
+      using second = await openPage(fresh);
+      await waitFor(() => isLive(second), "both to be live");
+      await fresh.stop();
+      for (const suffix of ["", "-wal", "-shm"])
+        rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
+      await fresh.restart();
+      await post(fresh, call("new"));
+      for (const page of [first, second])
+        await waitFor(async () => (await names(page)) === "new", "the new one only");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+    },
+    60_000,
+  );
 
   test.concurrent("the page's policy stops inline script and other origins", async () => {
     using page = await openPage(server);

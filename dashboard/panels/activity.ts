@@ -1,11 +1,8 @@
 /** Events over time, with a cursor that reads their values. */
 
 import type { Activity } from "../../server.ts";
-import { type Picture, byId, createPicture, setText } from "../dom.ts";
-import { formatCount, formatDay, formatMinute, formatNoun } from "../format.ts";
-
-const MINUTE_MS = 60_000;
-const HOUR_MS = 60 * MINUTE_MS;
+import { type Picture, byId, createPicture, drawBars, setText } from "../dom.ts";
+import { HOUR_MS, MINUTE_MS, formatCount, formatDay, formatMinute, formatNoun } from "../format.ts";
 
 /** In as many bars as can be told apart. */
 export function createActivityChart() {
@@ -15,25 +12,11 @@ export function createActivityChart() {
   let cursor: number | null = null;
   const { canvas, redraw } = createPicture("activity", draw);
 
-  function draw({ context, color }: Picture, width: number, height: number): void {
+  function draw(picture: Picture, width: number, height: number): void {
+    const { context, color } = picture;
     if (buckets.length === 0) return;
     context.clearRect(0, 0, width, height);
-    const base = height - 22;
-    const top = 14;
-    const peak = Math.max(1, ...buckets.map((bucket) => bucket.count));
-    const step = width / buckets.length;
-    context.fillStyle = color("--grid");
-    context.fillRect(0, base, width, 1);
-    for (const [index, { count, errors }] of buckets.entries()) {
-      const x = index * step;
-      const w = Math.max(1, step - 1);
-      const h = count === 0 ? 0 : Math.max(2, (count / peak) * (base - top));
-      context.fillStyle = color(index === cursor ? "--ink" : "--accent");
-      context.fillRect(x, base - h, w, h);
-      if (errors === 0) continue;
-      context.fillStyle = color("--failed");
-      context.fillRect(x, base + 2, w, 4);
-    }
+    drawBars(picture, buckets, { width, height: height - 36, base: height - 22, redPx: 4 }, cursor);
     context.fillStyle = color("--ink-2");
     const first = buckets[0]?.start ?? 0;
     const span = buckets.length * lengthMs;
@@ -52,28 +35,23 @@ export function createActivityChart() {
 
   function read(): void {
     const bucket = cursor === null ? undefined : buckets[cursor];
-    if (bucket === undefined) {
-      const total = buckets.reduce((sum, { count }) => sum + count, 0);
-      const peak = Math.max(...buckets.map(({ count }) => count));
-      const unit = lengthMs === MINUTE_MS ? "minute" : lengthMs === HOUR_MS ? "hour" : "15 minutes";
-      setText(readout, `${formatNoun(total, "event")}, peak ${formatCount(peak)} per ${unit}`);
-    } else {
-      const from = formatMinute(bucket.start);
-      const to = formatMinute(bucket.start + lengthMs);
-      const day = lengthMs === HOUR_MS ? `${formatDay(bucket.start)}, ` : "";
-      setText(
-        readout,
-        `${day}${from} to ${to}: ${formatNoun(bucket.count, "event")}, ${formatNoun(bucket.errors, "error")}`,
-      );
+    const unit = lengthMs === MINUTE_MS ? "minute" : lengthMs === HOUR_MS ? "hour" : "15 minutes";
+    const all = buckets.reduce((sum, { count }) => sum + count, 0);
+    const peak = Math.max(...buckets.map(({ count }) => count));
+    let words = `${formatNoun(all, "event")}, peak ${formatCount(peak)} per ${unit}`;
+    if (bucket !== undefined) {
+      const { start, count, errors } = bucket;
+      const day = lengthMs === HOUR_MS ? `${formatDay(start)}, ` : "";
+      const time = `${formatMinute(start)} to ${formatMinute(start + lengthMs)}`;
+      words = `${day}${time}: ${formatNoun(count, "event")}, ${formatNoun(errors, "error")}`;
     }
+    setText(readout, words);
     redraw();
   }
 
   canvas.addEventListener("pointermove", (event) => {
-    cursor = Math.min(
-      buckets.length - 1,
-      Math.floor((event.offsetX / canvas.clientWidth) * buckets.length),
-    );
+    const at = Math.floor((event.offsetX / canvas.clientWidth) * buckets.length);
+    cursor = Math.min(buckets.length - 1, at);
     read();
   });
   const leave = () => {

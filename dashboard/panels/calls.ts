@@ -6,6 +6,7 @@ import {
   byId,
   choose,
   createList,
+  createMore,
   createSorting,
   part,
   setAttribute,
@@ -32,7 +33,6 @@ import {
   joined,
 } from "../format.ts";
 import { type Rows, type SessionEntry, type SpanEntry, isFailedSpan, spansOf } from "../rows.ts";
-import { PAGE_ROWS } from "./sessions.ts";
 
 export interface CallsOptions {
   changed: () => void;
@@ -51,7 +51,6 @@ interface Item {
 
 export function createCalls({ changed, loadCall, loadOlder }: CallsOptions) {
   const section = byId("calls", HTMLElement);
-  const more = byId("calls-more", HTMLButtonElement);
   const empty = byId("calls-empty", HTMLParagraphElement);
   const nameHead = byId("calls-name", HTMLButtonElement);
   const textHead = byId("calls-text", HTMLSpanElement);
@@ -60,7 +59,6 @@ export function createCalls({ changed, loadCall, loadOlder }: CallsOptions) {
   const expanded = new Set<number>();
   const sorting = createSorting(section, ["start", "name", "duration"], changed);
   let kind: "tool" | "agent" = "tool";
-  let limit = PAGE_ROWS;
   let loaded = 0;
 
   const toggle = (id: number) => {
@@ -77,9 +75,8 @@ export function createCalls({ changed, loadCall, loadOlder }: CallsOptions) {
     kind = button.dataset.kind === "agents" ? "agent" : "tool";
     changed();
   });
-  more.addEventListener("click", () => {
-    limit += PAGE_ROWS;
-    if (limit > loaded) loadOlder();
+  const more = createMore("calls-more", () => {
+    if (more.limit > loaded) loadOlder();
     changed();
   });
 
@@ -87,7 +84,7 @@ export function createCalls({ changed, loadCall, loadOlder }: CallsOptions) {
     hide(): void {
       section.hidden = true;
       expanded.clear();
-      limit = PAGE_ROWS;
+      more.reset();
     },
     /** @param hasOlder the server has calls that aren't loaded */
     show(rows: Rows, { row }: SessionEntry, hasOlder: boolean, now: number): void {
@@ -111,10 +108,10 @@ export function createCalls({ changed, loadCall, loadOlder }: CallsOptions) {
       const longest = calls.reduce((most, span) => Math.max(most, durationOf(span, now) ?? 0), 1);
       showItems(
         calls
-          .slice(0, limit)
+          .slice(0, more.limit)
           .map((span) => ({ span, longest, now, isExpanded: expanded.has(span.row.id) })),
       );
-      more.hidden = loaded <= limit && !hasOlder;
+      more.show(loaded > more.limit || hasOlder);
       empty.hidden = loaded > 0;
     },
   };
@@ -208,6 +205,6 @@ function writeDetail(
 
 function addText(detail: HTMLElement, text: string): void {
   const pre = document.createElement("pre");
-  pre.textContent = shownWhole(text);
+  setText(pre, shownWhole(text));
   detail.append(pre);
 }

@@ -1,8 +1,18 @@
 /** The live feed: events as they come, newest first, filtered, held and opened. */
 
 import { hashOf, sessionHref } from "../address.ts";
-import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
 import {
+  type ListRow,
+  byId,
+  createList,
+  createMore,
+  part,
+  setAttribute,
+  setText,
+  shown,
+} from "../dom.ts";
+import {
+  CALL_KINDS,
   EVENT_LABELS,
   EVENT_TYPES,
   type FeedFilter,
@@ -18,7 +28,6 @@ import {
 } from "../events.ts";
 import { UNKNOWN, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
 import { type Rows, type SessionEntry, barOf, hasFailed, labelOf, shortId } from "../rows.ts";
-import { PAGE_ROWS } from "./sessions.ts";
 
 /** Scrolled further than this, the feed stays where it is. */
 const HELD_PX = 8;
@@ -52,11 +61,10 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
   const session = byId("feed-session", HTMLSelectElement);
   const text = byId("feed-text", HTMLInputElement);
   const empty = byId("feed-empty", HTMLParagraphElement);
-  const older = byId("feed-older", HTMLButtonElement);
+  const older = createMore("feed-older", loadOlder);
   const toolNames = byId("tool-names", HTMLDataListElement);
   const expanded = new Set<number>();
   let isPaused = false;
-  let limit = PAGE_ROWS;
   let offered = "";
   let shownFilter: FeedFilter = { type: null, tool: "", sessionId: null, text: "" };
   /** As of the last scroll event: reading it from the element would ask for a layout. */
@@ -99,22 +107,18 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
     },
     { passive: true },
   );
-  older.addEventListener("click", () => {
-    limit += PAGE_ROWS;
-    loadOlder();
-  });
 
   return {
     /** Nothing moves while the person has paused it, or reads further down. */
     isHeld: () => isPaused || scrollTop > HELD_PX,
-    limit: () => limit,
+    limit: () => older.limit,
     /** Puts `filter` into the controls. @param sessions to choose from */
     showFilter(
       filter: FeedFilter,
       sessions: readonly SessionEntry[],
       isSessionPage: boolean,
     ): void {
-      limit = PAGE_ROWS;
+      older.reset();
       shownFilter = filter;
       type.value = filter.type ?? "";
       if (tool.value.trim() !== filter.tool) tool.value = filter.tool;
@@ -122,16 +126,17 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
       session.hidden = isSessionPage;
       session.replaceChildren(
         ...[...session.options].slice(0, 1),
-        ...sessions.map((entry) => new Option(labelOf(entry), entry.row.id)),
+        ...sessions.map((entry) => new Option(shown(labelOf(entry)), entry.row.id)),
       );
       const { sessionId } = filter;
       if (sessionId !== null && sessions.every(({ row }) => row.id !== sessionId))
-        session.append(new Option(shortId(sessionId), sessionId));
+        session.append(new Option(shown(shortId(sessionId)), sessionId));
       session.value = sessionId ?? "";
     },
     /** @param names most used first */
     offerToolNames(names: readonly string[]): void {
-      const next = names.slice(0, MAX_OFFERED_NAMES).sort();
+      const isOffered = (name: string) => shown(name) === name;
+      const next = names.filter(isOffered).slice(0, MAX_OFFERED_NAMES).sort();
       if (next.join("\n") === offered) return;
       offered = next.join("\n");
       toolNames.replaceChildren(...next.map((name) => new Option(name, name)));
@@ -163,7 +168,7 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
       const count = `${formatCount(waiting.count)}${waiting.isMore ? "+" : ""}`;
       setText(note, waiting.count > 0 ? `${count} new` : isPaused ? "Paused" : "");
       empty.hidden = events.length > 0;
-      older.hidden = !hasOlder;
+      older.show(hasOlder);
     },
   };
 }
@@ -178,12 +183,12 @@ function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Ite
   const length = part(root, ".feed-duration", HTMLElement);
   const session = part(root, ".feed-session", HTMLAnchorElement);
   let detail: HTMLPreElement | null = null;
-  /** What it shows: an event never changes, so most rows are never written twice. */
-  let shown: TelemetryEvent | null = null;
-  what.addEventListener("click", () => shown && toggle(shown.id));
+  /** An event never changes, so most rows are never written twice. */
+  let written: TelemetryEvent | null = null;
+  what.addEventListener("click", () => written && toggle(written.id));
 
   function showEvent(event: TelemetryEvent, now: number): void {
-    shown = event;
+    written = event;
     time.dateTime = new Date(event.at).toISOString();
     setText(time, formatTimeOrDay(event.at, now));
     setAttribute(time, "title", formatMoment(event.at, now));
@@ -196,7 +201,7 @@ function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Ite
   return {
     root,
     update({ event, failed, label, href, isWhole, isExpanded, now }) {
-      const isOther = shown?.id !== event.id;
+      const isOther = written?.id !== event.id;
       if (isOther) showEvent(event, now);
       if (isOther || root.dataset.whole !== String(isWhole)) {
         const said = summaryOf(event) ?? "";
@@ -215,22 +220,19 @@ function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Ite
       if (!isExpanded || detail !== null) return;
       detail = document.createElement("pre");
       detail.tabIndex = 0;
-      detail.textContent = prettyJson(event.fields);
+      setText(detail, prettyJson(event.fields));
       root.append(detail);
     },
   };
 }
 
 function keyOf({ type, fields }: TelemetryEvent): string {
-  if (type === "tool_use" || type === "tool_start") return toolFamily(asText(fields.tool) ?? "");
-  if (type === "agent_spawn" || type === "agent_complete") return "agent";
-  if (type === "model_request" || type === "model_response") return "model";
-  return type === "input_requested" ? "wait" : "note";
+  const kind = CALL_KINDS[type] ?? (type === "input_requested" ? "wait" : "note");
+  return kind === "tool" ? toolFamily(asText(fields.tool) ?? "") : kind;
 }
 
 function nameOf({ type, fields }: TelemetryEvent): string {
-  if (type === "tool_use" || type === "tool_start") return asText(fields.tool) ?? UNKNOWN;
-  if (type === "agent_spawn" || type === "agent_complete")
-    return asText(fields.subagent_type) ?? "agent";
-  return EVENT_LABELS[type];
+  const kind = CALL_KINDS[type];
+  if (kind === "tool") return asText(fields.tool) ?? UNKNOWN;
+  return kind === "agent" ? (asText(fields.subagent_type) ?? "agent") : EVENT_LABELS[type];
 }

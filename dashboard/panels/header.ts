@@ -2,11 +2,10 @@
 
 import type { Overview } from "../../server.ts";
 import { sessionHref } from "../address.ts";
-import { type Picture, byId, createPicture, setAttribute, setText } from "../dom.ts";
-import { formatAge, formatCount } from "../format.ts";
+import { byId, createPicture, drawBars, part, setAttribute, setText } from "../dom.ts";
+import { MINUTE_MS, formatAge, formatCount } from "../format.ts";
 import { type Rows, labelOf, questionOf } from "../rows.ts";
 
-const MINUTE_MS = 60_000;
 const PULSE_MINUTES = 60;
 
 /** How the page stands to the server. */
@@ -28,9 +27,10 @@ export function createHeader({ togglePause }: { togglePause: () => void }) {
   const errors = byId("stat-errors", HTMLDivElement);
   const errorsLink = byId("stat-errors-link", HTMLAnchorElement);
   let pulse: Pulse = [];
-  const picture = createPicture("pulse", (to, width, height) =>
-    drawPulse(to, pulse, width, height),
-  );
+  const picture = createPicture("pulse", (to, width, height) => {
+    to.context.clearRect(0, 0, width, height);
+    drawBars(to, pulse, { width, height: height - 4, base: height - 4, redPx: 3 });
+  });
   connection.addEventListener("click", togglePause);
 
   /** The one that waits longest. */
@@ -45,7 +45,8 @@ export function createHeader({ togglePause }: { togglePause: () => void }) {
     if (first === null) return;
     setAttribute(waitingLink, "href", sessionHref(first.row.id));
     setAttribute(waitingLink, "title", questionOf(rows, first) ?? labelOf(first));
-    setText(waitingLink, `${labelOf(first)}, ${formatAge(now - since)}`);
+    setText(part(waitingLink, "span", HTMLElement), labelOf(first));
+    setText(part(waitingLink, "span + span", HTMLElement), `, ${formatAge(now - since)}`);
   }
 
   return {
@@ -98,20 +99,4 @@ function perMinute(pulse: Pulse, now: number): number {
   const [previous, current] = pulse.slice(-2);
   const elapsed = (now % MINUTE_MS) / MINUTE_MS;
   return Math.round((current?.count ?? 0) + (previous?.count ?? 0) * (1 - elapsed));
-}
-
-function drawPulse({ context, color }: Picture, pulse: Pulse, width: number, height: number) {
-  const peak = Math.max(1, ...pulse.map((minute) => minute.count));
-  const step = width / pulse.length;
-  const base = height - 4;
-  context.clearRect(0, 0, width, height);
-  for (const [index, { count, errors }] of pulse.entries()) {
-    const x = index * step;
-    const bar = count === 0 ? 1 : Math.max(2, (count / peak) * base);
-    context.fillStyle = color(count === 0 ? "--grid" : "--accent");
-    context.fillRect(x, base - bar, Math.max(1, step - 1), bar);
-    if (errors === 0) continue;
-    context.fillStyle = color("--failed");
-    context.fillRect(x, base + 1, Math.max(1, step - 1), 3);
-  }
 }

@@ -1,7 +1,7 @@
 /** The list of sessions at the left: children under their parents, found by text and by status. */
 
 import { errorsHref, sessionHref } from "../address.ts";
-import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
+import { type ListRow, byId, createList, createMore, part, setAttribute, setText } from "../dom.ts";
 import {
   formatAge,
   formatCompact,
@@ -22,9 +22,6 @@ export const STATUS_WORDS: Record<Status, string> = {
 
 const STATUSES: readonly Status[] = ["active", "waiting", "completed", "stale"];
 
-/** Rows that a list starts with, and that "Show more" adds. */
-export const PAGE_ROWS = 60;
-
 interface Item {
   line: ListLine;
   rows: Rows;
@@ -37,12 +34,11 @@ export function createSessions({ changed }: { changed: () => void }) {
   const note = byId("sessions-note", HTMLSpanElement);
   const text = byId("sessions-text", HTMLInputElement);
   const empty = byId("sessions-empty", HTMLParagraphElement);
-  const more = byId("sessions-more", HTMLButtonElement);
+  const more = createMore("sessions-more", changed);
   const statusFilter = byId("status-filter", HTMLDivElement);
   const filter: SessionFilter = { text: "", status: null };
   /** Parents whose ended children are shown. */
   const open = new Set<string>();
-  let limit = PAGE_ROWS;
 
   const toggle = (id: string) => {
     if (!open.delete(id)) open.add(id);
@@ -68,17 +64,13 @@ export function createSessions({ changed }: { changed: () => void }) {
     });
     return { button, status };
   });
-  more.addEventListener("click", () => {
-    limit += PAGE_ROWS;
-    changed();
-  });
 
   return {
     show(rows: Rows, openId: string | null, now: number): void {
       const tree = treeOf(rows);
       const lines = sessionList(tree, filter, open);
-      showItems(lines.slice(0, limit).map((line) => ({ line, rows, openId, now })));
-      more.hidden = lines.length <= limit;
+      showItems(lines.slice(0, more.limit).map((line) => ({ line, rows, openId, now })));
+      more.show(lines.length > more.limit);
       empty.hidden = lines.length > 0;
       const below = tree.order.length - tree.roots.length;
       setText(

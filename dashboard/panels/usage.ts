@@ -6,6 +6,7 @@ import {
   byId,
   choose,
   createList,
+  createMore,
   createSorting,
   part,
   setAttribute,
@@ -13,7 +14,6 @@ import {
 } from "../dom.ts";
 import { formatCount, formatDuration } from "../format.ts";
 import { createActivityChart } from "./activity.ts";
-import { PAGE_ROWS } from "./sessions.ts";
 
 /** As the server has it: by tool, or by type of agent. */
 export type UsageRow = UsageStats & { tool?: string; subagent_type?: string };
@@ -35,30 +35,20 @@ export function createUsage({ changed }: { changed: () => void }) {
   const query: UsageQuery = { kind: "tools", hours: 1 };
   const nameHead = byId("usage-name", HTMLButtonElement);
   const empty = byId("usage-empty", HTMLParagraphElement);
-  const more = byId("usage-more", HTMLButtonElement);
+  const more = createMore("usage-more", showSorted);
   const chart = createActivityChart();
   const sorting = createSorting(byId("usage-table", HTMLTableElement), COLUMNS, showSorted);
   let rows: readonly UsageRow[] = [];
-  let limit = PAGE_ROWS;
 
-  const showItems = createList<Item>(
-    "usage-rows",
-    "usage-row",
-    ({ row }) => nameOf(row),
-    createRow,
-  );
+  const showRows = createList<Item>("usage-rows", "usage-row", ({ row }) => nameOf(row), createRow);
   choose(byId("usage-kind", HTMLDivElement), (button) => {
     query.kind = button.dataset.kind === "agents" ? "agents" : "tools";
-    limit = PAGE_ROWS;
+    more.reset();
     changed();
   });
   choose(byId("usage-hours", HTMLDivElement), (button) => {
     query.hours = Number(button.dataset.hours);
     changed();
-  });
-  more.addEventListener("click", () => {
-    limit += PAGE_ROWS;
-    showSorted();
   });
 
   function showSorted(): void {
@@ -74,8 +64,8 @@ export function createUsage({ changed }: { changed: () => void }) {
         ? sign * byName(a, b)
         : sign * ((a[column] ?? -1) - (b[column] ?? -1)) || byName(a, b),
     );
-    showItems(sorted.slice(0, limit).map((row) => ({ row, most })));
-    more.hidden = sorted.length <= limit;
+    showRows(sorted.slice(0, more.limit).map((row) => ({ row, most })));
+    more.show(sorted.length > more.limit);
     empty.hidden = sorted.length > 0;
   }
 

@@ -3,16 +3,22 @@
  * shape too (see the legend).
  */
 
-import { contextOf } from "../dom.ts";
+import { contextOf, shown } from "../dom.ts";
 import { argsSummary, oneLine, toolFamily } from "../events.ts";
-import { formatDay, formatMinute, formatMoment, formatTime, joined } from "../format.ts";
+import {
+  MINUTE_MS,
+  SECOND_MS,
+  formatDay,
+  formatMinute,
+  formatMoment,
+  formatTime,
+  joined,
+} from "../format.ts";
 import { isFailedSpan, isMoment } from "../rows.ts";
 import {
   type Bar,
   type Lane,
   type View,
-  MINUTE_MS,
-  SECOND_MS,
   barsOf,
   clamp,
   groundOf,
@@ -187,7 +193,7 @@ function drawTool(brush: Brush, bar: Bar): void {
   if (waitedPx >= 1 && waitHatch !== null)
     fillBar(brush, { ...bar, width: waitedPx }, waitHatch, 2);
   // A name that is cut says less than none; of what it was called with a part says something.
-  const room = width - freePx - 8 - context.measureText(name).width;
+  const room = width - freePx - 8 - context.measureText(shown(name)).width;
   if (height < MIN_TEXT_PX || room < 0) return;
   const words = room < MIN_ARGS_PX ? name : joined([name, argsSummary(text)], ": ");
   const box = { ...bar, x: x + freePx + 4, width: width - freePx - 6 };
@@ -272,22 +278,22 @@ function drawText(brush: Brush, text: string, box: Box, color: `--${string}`): v
   const room = Math.min(box.width - (left - box.x), view.width - left);
   if (room < 18) return;
   context.fillStyle = brush.color(color);
-  context.fillText(fitText(context, text, room), left, box.y + box.height / 2 + 0.5);
+  context.fillText(fitText(context, shown(text), room), left, box.y + box.height / 2 + 0.5);
 }
 
 /** As much of `text` as fits into `room` pixels. */
 function fitText(context: CanvasRenderingContext2D, text: string, room: number): string {
   // No glyph of the fonts used is narrower than 2 px: what is far too long is never measured.
-  const shown = text.slice(0, Math.ceil(room / 2));
-  if (shown === text && context.measureText(shown).width <= room) return shown;
+  const start = text.slice(0, Math.ceil(room / 2));
+  if (start === text && context.measureText(start).width <= room) return start;
   let low = 0;
-  let high = shown.length;
+  let high = start.length;
   while (low < high) {
     const middle = (low + high + 1) >>> 1;
-    if (context.measureText(`${shown.slice(0, middle)}…`).width <= room) low = middle;
+    if (context.measureText(`${start.slice(0, middle)}…`).width <= room) low = middle;
     else high = middle - 1;
   }
-  return low < 2 ? "" : `${shown.slice(0, low).trimEnd()}…`;
+  return low < 2 ? "" : `${start.slice(0, low).trimEnd()}…`;
 }
 
 // ─── Over the bars, and the axis ─────────────────────────────────────────────

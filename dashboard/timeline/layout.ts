@@ -1,5 +1,6 @@
 /** Where everything stands in the timeline: lanes, bars, ticks, the window. Pure: tested without a browser. */
 
+import { HOUR_MS, MINUTE_MS, SECOND_MS } from "../format.ts";
 import {
   EMPTY_GROUP,
   type Rows,
@@ -13,10 +14,6 @@ import {
   spansOf,
 } from "../rows.ts";
 import { type TreeNode, treeOf } from "../tree.ts";
-
-export const SECOND_MS = 1_000;
-export const MINUTE_MS = 60 * SECOND_MS;
-const HOUR_MS = 60 * MINUTE_MS;
 
 const MIN_LENGTH_MS = 200;
 /** A month: more than any retention that is usual. */
@@ -196,9 +193,7 @@ function endOf(entry: SessionEntry, now: number): number {
 function packSpan(slots: SpanEntry[][], span: SpanEntry, now: number): void {
   const slot = slots.find((spans) => {
     const last = spans.at(-1);
-    return (
-      last !== undefined && last.row.name === span.row.name && shownEnd(last, now) <= span.start
-    );
+    return last?.row.name === span.row.name && shownEnd(last, now) <= span.start;
   });
   if (slot === undefined) slots.push([span]);
   else slot.push(span);

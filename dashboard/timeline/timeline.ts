@@ -5,7 +5,7 @@
  */
 
 import { byId, contextOf, createColors, fitCanvas, setAttribute } from "../dom.ts";
-import { formatMoment } from "../format.ts";
+import { MINUTE_MS, SECOND_MS, formatMoment } from "../format.ts";
 import { type Rows, type SpanEntry, isLive, shownEnd } from "../rows.ts";
 import { AXIS_PX, createPainter } from "./draw.ts";
 import { type TimelineActions, listenToKeys, listenToPointer } from "./input.ts";
@@ -13,8 +13,6 @@ import {
   type Bar,
   type Lane,
   type View,
-  MINUTE_MS,
-  SECOND_MS,
   barAt,
   clamp,
   laneIndexOf,

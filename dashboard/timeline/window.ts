@@ -1,15 +1,8 @@
 /** The time that the timeline shows, and how it moves: by hand, or with now. */
 
+import { MINUTE_MS } from "../format.ts";
 import type { Rows, SessionEntry } from "../rows.ts";
-import {
-  type Window,
-  MINUTE_MS,
-  NOW_MARGIN,
-  fitted,
-  latestOf,
-  windowOf,
-  zoomed,
-} from "./layout.ts";
+import { type Window, NOW_MARGIN, fitted, latestOf, windowOf, zoomed } from "./layout.ts";
 
 const DEFAULT_LENGTH_MS = 15 * MINUTE_MS;
 
