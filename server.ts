@@ -33,96 +33,70 @@ const MINUTE_MS = 60 * SECOND_MS;
 const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
 
-const sliceQueue: (() => void)[] = [];
+let lastSlice = Promise.resolve();
 /** Between two slices of long work: a turn of the event loop, so that requests and other long answers have theirs. */
-function nextSlice(): Promise<void> {
-  const run = () => {
-    sliceQueue.shift()?.();
-    if (sliceQueue.length > 0) setImmediate(run);
-  };
-  return new Promise((resolve) => {
-    if (sliceQueue.push(resolve) === 1) setImmediate(run);
-  });
-}
+const nextSlice = () =>
+  (lastSlice = lastSlice.then(() => new Promise((resolve) => setImmediate(resolve))));
 
 // ─── Config ──────────────────────────────────────────────────────────────────
 // Reads the environment once, at the start. Nothing else in this file does.
 
 const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
 type LogLevel = (typeof LOG_LEVELS)[number];
-const MIN_TOKEN_CHARS = 32;
+
+type Format = Pick<RegExp, "test">; // what a text must look like
+const wholeNumber = (min: number, max: number): Format => ({
+  test: (text) => /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max,
+});
+const HOURS = /^(?=.*[1-9])\d{0,9}(\.\d{1,20})?$/; // above 0
 const HOST = /^([\w.-]+|\[?[0-9a-f:.]+\]?)$/i;
 const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i; // group 1: name, or [v6]
+const LEVEL = new RegExp(`^(${LOG_LEVELS.join("|")})$`, "i");
+const TOKEN = /^[\x21-\x7e]{32,}$/;
+const ORIGIN: Format = { test: (text) => URL.parse(text)?.origin === text };
+const items = (list: string) => list.split(",").flatMap((item) => item.trim() || []);
+const list = (item: Format): Format => ({
+  test: (text) => items(text).every((it) => item.test(it)),
+});
+const bare = (host: string) => host.replace(/^\[|\]$/g, ""); // an IPv6 address without its brackets
+const isLoopback = (host: string) => /^(localhost|127(\.\d{1,3}){3}|::1)$/i.test(bare(host));
 
 /** A reason not to start that the user can mend: one line per problem, no stack trace. */
-export class StartError extends Error {
-  readonly problems: string[];
-  constructor(...problems: string[]) {
-    super(problems.join("\n"));
-    this.problems = problems;
-  }
-}
-
-/** What each variable may be, in the words of the message that refuses another value. */
-const ACCEPTED = {
-  PORT: "a whole number from 0 (any free port) to 65535",
-  HOST: "a host name or an address, without a port",
-  DATA_DIR: "a directory",
-  RETENTION_HOURS: "a number of hours above 0, fractions allowed",
-  LOG_LEVEL: LOG_LEVELS.join(", "),
-  AUTH_TOKEN: `at least ${MIN_TOKEN_CHARS} printable characters without spaces`,
-  ALLOWED_HOSTS: "host names, comma-separated, each with or without a port",
-  ALLOWED_ORIGINS: "exact origins, comma-separated, such as http://localhost:5173",
-  MAX_SUBSCRIBERS: "a whole number from 1 to 100000",
-};
-
-type Parser<T> = (text: string) => T | undefined; // undefined: it isn't accepted
-const wholeNumber = (min: number, max: number) => (text: string) =>
-  /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max ? Number(text) : undefined;
-const parseHost = (text: string) => (HOST.test(text) ? text.replace(/^\[|\]$/g, "") : undefined);
-const parseHours = (text: string) =>
-  Number(text) > 0 && Number(text) <= 1e6 ? Number(text) : undefined;
-const parseLogLevel = (text: string) => LOG_LEVELS.find((level) => level === text.toLowerCase());
-const parseToken = (text: string) =>
-  text.length >= MIN_TOKEN_CHARS && /^[\x21-\x7e]+$/.test(text) ? text : undefined;
-function parseList(text: string, isItem: (item: string) => boolean): string[] | undefined {
-  const items = text.split(",").flatMap((item) => item.trim() || []);
-  return items.every(isItem) ? items : undefined;
-}
-const parseHosts = (text: string) => parseList(text.toLowerCase(), (it) => HOST_HEADER.test(it));
-const parseOrigins = (text: string) => parseList(text, (it) => URL.parse(it)?.origin === it);
-const isLoopback = (host: string) => /^(localhost|127(\.\d{1,3}){3}|::1)$/i.test(host);
+export class StartError extends Error {}
 
 export type Config = ReturnType<typeof loadConfig>;
 
 /** The configuration in `env`; an empty value counts as not set. @throws StartError, one line per bad variable */
 export function loadConfig(env: Record<string, string | undefined>) {
   const problems: string[] = [];
-  function read<T>(name: keyof typeof ACCEPTED, absent: T, parse: Parser<T>): T {
-    const text = env[name]?.trim();
-    const value = text ? parse(text) : absent;
-    if (value !== undefined) return value;
+  function read(name: string, absent: string, format: Format, expected: string): string {
+    const text = env[name]?.trim() || absent;
+    if (text === absent || format.test(text)) return text;
     const shown = name === "AUTH_TOKEN" ? "(not shown)" : JSON.stringify(text);
-    problems.push(`${name}=${shown}: expected ${ACCEPTED[name]}`);
+    problems.push(`${name}=${shown}: expected ${expected}`);
     return absent;
   }
 
   const config = {
-    port: read("PORT", 3001, wholeNumber(0, 65_535)),
-    host: read("HOST", "localhost", parseHost), // `localhost` is both 127.0.0.1 and ::1
-    dataDir: read("DATA_DIR", "./data", (text) => text),
-    retentionHours: read("RETENTION_HOURS", 168, parseHours),
-    logLevel: read("LOG_LEVEL", "info", parseLogLevel),
-    authToken: read<string | null>("AUTH_TOKEN", null, parseToken), // null: nobody is asked for one
-    allowedHosts: read("ALLOWED_HOSTS", [], parseHosts), // beside the loopback names; lower case
-    allowedOrigins: read("ALLOWED_ORIGINS", [], parseOrigins), // whose pages may read and write
-    maxSubscribers: read("MAX_SUBSCRIBERS", 256, wholeNumber(1, 100_000)),
+    port: Number(read("PORT", "3001", wholeNumber(0, 65_535), "a whole number from 0 to 65535")),
+    host: bare(read("HOST", "localhost", HOST, "a host name or an address, without a port")),
+    dataDir: read("DATA_DIR", "./data", /./, "a directory"),
+    retentionHours: Number(read("RETENTION_HOURS", "168", HOURS, "a number of hours above 0")),
+    logLevel: read("LOG_LEVEL", "info", LEVEL, LOG_LEVELS.join(", ")).toLowerCase(),
+    authToken: read("AUTH_TOKEN", "", TOKEN, "at least 32 printable characters, no spaces") || null,
+    allowedHosts: items(
+      read("ALLOWED_HOSTS", "", list(HOST_HEADER), "host names, comma-separated").toLowerCase(),
+    ),
+    allowedOrigins: items(read("ALLOWED_ORIGINS", "", list(ORIGIN), "origins, comma-separated")),
+    maxSubscribers: Number(
+      read("MAX_SUBSCRIBERS", "256", wholeNumber(1, 1e5), "a whole number from 1 to 100000"),
+    ),
   };
   if (!isLoopback(config.host) && !env.AUTH_TOKEN?.trim())
     problems.push(
-      `HOST=${JSON.stringify(config.host)}: not a loopback name, so other machines could read your prompts: set AUTH_TOKEN (at least ${MIN_TOKEN_CHARS} characters) as well, or use localhost`,
+      `HOST=${JSON.stringify(config.host)}: not a loopback name, so other machines could read your prompts: set AUTH_TOKEN (at least 32 characters) as well, or use localhost`,
     );
-  if (problems.length > 0) throw new StartError(...problems);
+  if (problems.length > 0) throw new StartError(problems.join("\n"));
   return config;
 }
 
@@ -132,19 +106,15 @@ export function loadConfig(env: Record<string, string | undefined>) {
 export type Log = Record<LogLevel, (message: string) => void>;
 
 /** Writes messages of `level` and above; warnings and errors go to stderr. */
-export function createLog(level: LogLevel): Log {
-  const writer = (at: LogLevel, write: (line: string) => void) => (message: string) => {
-    if (LOG_LEVELS.indexOf(at) < LOG_LEVELS.indexOf(level)) return;
+export function createLog(level: string): Log {
+  const lowest = LOG_LEVELS.findIndex((name) => name === level);
+  const at = (name: LogLevel) => (message: string) => {
+    if (LOG_LEVELS.indexOf(name) < lowest) return;
     // Or a name with a line break in it could forge a line, or move the cursor of a terminal.
     const escaped = message.replace(/[\p{Cc}\u2028\u2029]/gu, escapeChar);
-    write(`${new Date().toISOString()} ${at} ${escaped}`);
+    console[name](`${new Date().toISOString()} ${name} ${escaped}`);
   };
-  return {
-    debug: writer("debug", console.log),
-    info: writer("info", console.log),
-    warn: writer("warn", console.error),
-    error: writer("error", console.error),
-  };
+  return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
 const escapeChar = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`;
@@ -1978,11 +1948,9 @@ const messageOf = (error: unknown) => (error instanceof Error ? error.message : 
 // Fan-out. The database is the queue, a subscriber a place in it. What comes next is read from the log,
 // a page at a time, and once for all who stand at the same place with the same filter:
 //
-//     a subscriber          gets its next page
+//     a subscriber that     gets its next page
 //     has caught up         when a batch is committed
-//     is behind             when its stream pulls, once its socket has room
-//     has just come back    likewise: a Last-Event-ID is nothing but such a place
-//     is gone               never: it was cancelled, or the log can't be read
+//     is behind, or back    when its stream pulls, once its socket has room
 //
 // So a slow client costs bounded memory and loses nothing; SQLite is synchronous: between history and live
 // is no gap. With rows, those that its events changed follow a page, as they are now: twice does no harm.
@@ -2008,14 +1976,14 @@ interface Place {
   time: number; // and, with rows, what time alone has changed, up to this time
 }
 
-type Rows = ReturnType<Store["rowsOf"]>;
-
-interface Subscriber extends Place {
+interface Subscriber {
   readonly sessionId: string | null; // null: of all sessions
   readonly hasRows: boolean; // it gets the rows that change, too
   readonly controller: ReadableStreamDefaultController<Uint8Array>;
+  place: Place; // the very object `latest`: it was told everything
 }
 
+type Rows = ReturnType<Store["rowsOf"]>;
 type Clock = () => number; // in milliseconds
 type Hub = ReturnType<typeof createHub>;
 
@@ -2042,10 +2010,12 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
   const pages = new Map<string, { chunk: Uint8Array; place: Place }>(); // by place and filter, since the last batch
   const staleRows = new Map<number, Rows>(); // by the time since when: the same for streams of any session
   let pagesThisTurn = 0;
-  const latest: Place = { cursor: 0, rows: 0, deletion: 0, time: 0 }; // of who was told everything
+  let latest: Place = { cursor: 0, rows: 0, deletion: 0, time: 0 }; // replaced, never changed
 
   /** What comes after the place of a subscriber, and the place after that. */
-  function nextPage({ sessionId, hasRows, cursor, rows, deletion, time }: Subscriber) {
+  function nextPage({ sessionId, hasRows, place }: Subscriber) {
+    let { cursor, rows } = place;
+    const { deletion, time } = place;
     let text = "";
     const tell = (name: "session" | "span" | "session_deleted", id: string, row: object) => {
       if (sessionId === null || sessionId === id) text += frame(name, row);
@@ -2076,20 +2046,22 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     cursor = (isDone ? null : events.at(-1)?.id) ?? until;
     for (const event of events) text += encodeFrame(event);
     if (hasRows) tellRows(store.changedRows(rows, cursor, now()));
-    return { chunk: encoder.encode(text), place: { ...latest, cursor, rows: cursor } };
+    const next = cursor === latest.cursor ? latest : { ...latest, cursor, rows: cursor };
+    return { chunk: encoder.encode(text), place: next };
   }
 
   /** Sends a subscriber its next page, where it has room; where the store throws, its stream ends. */
   function fill(subscriber: Subscriber): void {
-    const { sessionId, hasRows, cursor, rows, deletion, time, controller } = subscriber;
+    const { sessionId, hasRows, controller } = subscriber;
+    const { cursor, rows, deletion, time } = subscriber.place;
     if ((controller.desiredSize ?? 0) <= 0) return;
     const key = `${cursor} ${rows} ${deletion} ${time} ${hasRows} ${sessionId ?? ""}`;
     try {
       const page = pages.get(key) ?? nextPage(subscriber);
       if (pages.size < MAX_KEPT_PAGES) pages.set(key, page);
-      Object.assign(subscriber, page.place);
+      subscriber.place = page.place;
       // A stream pulls again only once something was sent: what comes may be of other sessions.
-      send(subscriber, page.chunk.length === 0 && isBehind(subscriber) ? HEARTBEAT : page.chunk);
+      send(subscriber, page.chunk.length > 0 || page.place === latest ? page.chunk : HEARTBEAT);
     } catch (error) {
       onError(error);
       subscribers.delete(subscriber);
@@ -2103,33 +2075,36 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     } catch {} // it was cancelled in this turn of the event loop; cancel() takes it from the set
   }
 
-  const isBehind = ({ hasRows, cursor, rows, deletion, time }: Subscriber, place = latest) =>
-    cursor !== place.cursor ||
-    (hasRows && (rows !== cursor || deletion !== place.deletion || time !== place.time));
-
   /** Looks for what there is to tell, and tells those who had been told all before. */
   function publish(time = latest.time): void {
-    const before = { ...latest };
+    const before = latest;
     try {
-      Object.assign(latest, { cursor: store.head(), deletion: store.deletionAt(), time });
+      const cursor = store.head();
+      const place = { cursor, rows: cursor, deletion: store.deletionAt(), time };
+      if (Bun.deepEquals(place, latest)) return;
+      latest = place;
     } catch (error) {
       return onError(error); // nobody's request: the next sweep looks again
     }
     pages.clear();
     staleRows.clear();
-    for (const subscriber of subscribers)
-      if (!isBehind(subscriber, before) && isBehind(subscriber)) fill(subscriber);
+    for (const subscriber of subscribers) if (subscriber.place === before) fill(subscriber);
   }
   publish(now());
 
-  /** Why the log can't be continued from `cursor` without a gap; null: it can. */
-  function refusal(cursor: string, sessionId: string | null): string | null {
-    const id = Number(cursor);
-    if (!/^\d{1,16}$/.test(cursor)) return "the last event id is not a number";
-    if (id > latest.cursor) return "the last event id is ahead of the log: from another database";
-    if (id > 0 && store.isUnknown(id))
+  /** The place of a client that has the events up to `lastEventId`, or why it can't go on from there without a gap. */
+  function placeAfter(lastEventId: string, sessionId: string | null): Place | string {
+    const cursor = Number(lastEventId);
+    if (!/^\d{1,16}$/.test(lastEventId)) return "the last event id is not a number";
+    if (cursor > latest.cursor) return "the last event id is ahead: it is of another database";
+    if (cursor === 0) return { ...latest, cursor, rows: cursor }; // it has nothing that could be out of date
+    if (store.isUnknown(cursor))
       return "the last event id is none of this database: a backup was put in its place";
-    return id > 0 && store.isBroken(id, sessionId, 0) ? DELETED : null;
+    if (store.isBroken(cursor, sessionId, 0)) return DELETED;
+    // The connection may have been cut between the latest events that it has and their rows.
+    const rows = store.nthFrom(cursor, -PAGE_EVENTS_WITH_ROWS);
+    const time = store.timeAt(cursor) - SWEEP_INTERVAL_MS;
+    return { cursor, rows, deletion: store.deletionAt(cursor), time };
   }
 
   return {
@@ -2141,27 +2116,21 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
      * null: live only. Where that can't be, a frame `reset` says why, and from which id on the stream goes.
      */
     subscribe(sessionId: string | null, lastEventId: string | null, hasRows = false) {
-      const reason = lastEventId === null ? null : refusal(lastEventId, sessionId);
-      const cursor = lastEventId === null || reason !== null ? latest.cursor : Number(lastEventId);
+      const found = lastEventId === null ? latest : placeAfter(lastEventId, sessionId);
+      const isReset = typeof found === "string";
+      const place = isReset ? latest : found;
       // An id alone is no event, but where one resumes. A reset has its own: cut between the two, one would never know.
-      const start = reason === null ? `id: ${cursor}\n\n` : `\n${resetFrame(reason, cursor)}`;
+      const start = isReset ? `\n${resetFrame(found, place.cursor)}` : `id: ${place.cursor}\n\n`;
       const hello = `: PAI Observability ${version}\nretry: ${RETRY_MS}\n${start}`;
-      const place = { ...latest, cursor, rows: cursor };
-      if (lastEventId !== null && reason === null) {
-        // The connection may have been cut between the latest events that it has and their rows.
-        if (hasRows) place.rows = store.nthFrom(cursor, -PAGE_EVENTS_WITH_ROWS);
-        if (cursor > 0) place.deletion = store.deletionAt(cursor);
-        if (cursor > 0) place.time = store.timeAt(cursor) - SWEEP_INTERVAL_MS;
-      }
       let subscriber: Subscriber;
       const source: UnderlyingDefaultSource<Uint8Array> = {
         start(controller) {
-          subscriber = { sessionId, hasRows, controller, ...place };
+          subscriber = { sessionId, hasRows, controller, place };
           subscribers.add(subscriber);
           send(subscriber, encoder.encode(hello));
         },
         pull() {
-          if (!isBehind(subscriber)) return;
+          if (subscriber.place === latest) return;
           fill(subscriber);
           if (pagesThisTurn === 0) setImmediate(() => (pagesThisTurn = 0));
           pagesThisTurn += hasRows ? PAGES_PER_TURN : 1;
@@ -2174,7 +2143,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     publish, // tells of committed events and deletions; with `time`, also of what is otherwise by then
     /** Keeps quiet streams open, and lets the idle timeout find those that nobody reads. */
     heartbeat(): void {
-      for (const subscriber of subscribers) if (!isBehind(subscriber)) send(subscriber, HEARTBEAT);
+      for (const subscriber of subscribers) send(subscriber, HEARTBEAT);
     },
     /** Ends every stream; a browser comes back by itself. */
     close(): void {
@@ -2219,10 +2188,11 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
     }
     const [oldest] = posts;
     if (oldest === undefined) return false;
-    let receipts: Receipt[] | null = null;
     try {
       const batch = posts.map(({ events }) => events);
-      ({ receipts } = store.append(batch, now()));
+      const { receipts } = store.append(batch, now());
+      receipts.forEach((receipt, index) => posts[index]?.resolve(receipt));
+      hub.publish();
     } catch (error) {
       if (isBusy(error) && now() - oldest.since < BUSY_LIMIT_MS) {
         setTimeout(commit, BUSY_RETRY_MS);
@@ -2233,8 +2203,6 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
     pendingEventCount -= eventCount;
     pending.splice(0, posts.length);
     if (pending.length > 0) setImmediate(commit);
-    for (const [index, receipt] of receipts?.entries() ?? []) posts[index]?.resolve(receipt);
-    if (receipts !== null) hub.publish();
     return true;
   }
 
@@ -2290,21 +2258,20 @@ function createGuard({ authToken, allowedHosts, allowedOrigins }: Config) {
       if (name === undefined || !URL.canParse(`http://${host}`))
         throw new HttpError(400, "Host: expected one host name, with or without a port");
       const isAllowed = allowedHosts.includes(name) || allowedHosts.includes(host);
-      if (!isAllowed && !isLoopback(name.replace(/^\[|\]$/g, "")))
+      if (!isAllowed && !isLoopback(name))
         throw new HttpError(403, `Host: ${name} is not ours; ALLOWED_HOSTS can add it`);
       const origin = headers.get("origin");
-      if (origin !== null && allowedOrigins.includes(origin))
-        return { "Access-Control-Allow-Origin": origin, ...CORS_HEADERS };
-      const isOurs = origin === `http://${host}` || (isAllowed && origin === `https://${host}`);
-      if (origin !== null && !isOurs)
+      if (origin !== null) {
+        if (allowedOrigins.includes(origin))
+          return { "Access-Control-Allow-Origin": origin, ...CORS_HEADERS };
+        if (origin === `http://${host}` || (isAllowed && origin === `https://${host}`)) return {};
         throw new HttpError(403, "Origin: not a page of this server; ALLOWED_ORIGINS can add it");
-      const site = headers.get("sec-fetch-site");
-      if (origin !== null || (site !== "cross-site" && site !== "same-site")) return {};
+      }
+      if (!/^(cross|same)-site$/.test(headers.get("sec-fetch-site") ?? "")) return {};
       // A link from elsewhere may open the dashboard, as a whole page.
       const fetched = [method, headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")];
-      if ([...fetched, new URL(url).pathname].join(" ") !== "GET navigate document /")
-        throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
-      return {};
+      if (`${fetched.join(" ")} ${new URL(url).pathname}` === "GET navigate document /") return {};
+      throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
     },
     /** The token as a cookie; null: none is given, or wanted. @throws HttpError 401 where it is the wrong one */
     loginCookie(given: string | null): string | null {
@@ -2353,7 +2320,7 @@ async function readBody(req: Request) {
 
 type RoutedRequest = Request & { params?: Record<string, string> }; // what the path names with a colon
 type Handler = (query: Query, req: RoutedRequest) => Response | Promise<Response>;
-type Route = { GET?: Handler; POST?: Handler; isPublic?: true }; // GET is HEAD, too; public: without a token
+type Routes = Record<string, Handler>; // by method and path
 type Query = ReturnType<typeof createQuery>;
 /** The arrays of an answer, by their names. */
 type Lists = Record<string, Iterable<object> | AsyncIterable<object | string>>;
@@ -2362,6 +2329,7 @@ type Parts = { config: Config; guard: Guard; store: Store; hub: Hub; ingest: Ing
 const DEFAULT_LIMIT = 100;
 const PLAIN_TEXT = { "Content-Type": "text/plain; charset=utf-8" };
 const PLUGIN = new URL("./plugin/observability.ts", import.meta.url);
+const PUBLIC_PATHS = ["/", "/health"]; // without a token; "/" asks for it itself, because it also takes it
 const DASHBOARD_ROUTE = "/dashboard.html"; // Bun's bundle: no handler sees it asked for, so "/" fetches and guards it
 const COMMON_HEADERS = {
   "X-Content-Type-Options": "nosniff",
@@ -2392,44 +2360,43 @@ async function* jsonPieces(members: object, lists: Lists) {
 
 /** `text` as an answer: what is long goes piece by piece, at the client's pace; others have their turn in between. */
 async function stream(text: AsyncGenerator<string>, headers: Record<string, string>, log: Log) {
+  /** What comes next; empty at the end. */
   async function read() {
     let piece = "";
     while (piece.length < QUEUE_BYTES) {
       const { value, done } = await text.next();
-      if (done) return { piece, isLast: true };
+      if (done) break;
       piece += value;
     }
-    return { piece, isLast: false };
+    return piece;
   }
-  let { piece, isLast } = await read();
-  if (isLast) return reply(piece, headers);
+  let piece = await read();
+  if (piece.length < QUEUE_BYTES) return reply(piece, headers);
   const source: UnderlyingDefaultSource<Uint8Array> = {
     async pull(controller) {
       try {
+        if (piece === "") return controller.close();
         controller.enqueue(encoder.encode(piece));
-        if (isLast) return controller.close();
         await nextSlice();
-        ({ piece, isLast } = await read());
+        piece = await read();
       } catch (error) {
         asHttpError(error, log);
         controller.error(); // broken off: it must not look complete
       }
     },
-    cancel: () => void text.return(undefined),
   };
   return reply(new ReadableStream(source, QUEUE), headers);
 }
 
 /** The query parameters that are numbers: what each must look like, and how an error says it. */
 const NUMBER_PARAMS = {
-  limit: [/^0*([1-9]\d{0,2}|1000)$/, "a whole number from 1 to 1000"],
+  limit: [wholeNumber(1, 1_000), "a whole number from 1 to 1000"],
   after: [/^\d{1,16}$/, "the id of an event"],
   before: [/^\d{1,16}$/, "the id of an event"],
-  hours: [/^(?=.*[1-9])\d{0,9}(\.\d{1,9})?$/, "a number above 0, fractions allowed"],
+  hours: [HOURS, "a number above 0, fractions allowed"],
   before_hours: [/^(?=.)\d{0,9}(\.\d{1,9})?$/, "a number from 0, fractions allowed"],
 } as const;
 const EVENT_TYPE_NAMES = Object.keys(EVENT_TYPES).filter(isEventType);
-const STATUSES = ["active", "waiting", "completed", "stale"] as const;
 
 /** Reads the query of a URL. What isn't there is null, or `absent`. @throws HttpError 400 where it is wrong */
 function createQuery(url: string) {
@@ -2488,7 +2455,7 @@ function parseJson(text: string): unknown {
   }
 }
 
-function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]) {
+function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]): Routes {
   const { config, guard, store, hub, ingest, log } = parts;
   const startedAt = now();
   const headId = (head = store.head()) => ({ "Last-Event-ID": String(head) }); // where a stream goes on after it
@@ -2503,21 +2470,6 @@ function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]
       yield { [kind === "agent" ? "subagent_type" : "tool"]: name, ...stats };
   }
 
-  const getPage: Handler = async (query, req) => {
-    const cookie = guard.loginCookie(query.text("token"));
-    if (cookie !== null) return reply(null, { Location: "/", "Set-Cookie": cookie }, 303); // no token in the address bar
-    guard.checkToken(req);
-    // From each: Bun bundles the page's script and style for a listener when its page is asked for.
-    const pages = await Promise.all(servers.map(({ url }) => fetch(new URL(DASHBOARD_ROUTE, url))));
-    return reply((await pages[0]?.text()) ?? "", { "Content-Type": "text/html; charset=utf-8" });
-  };
-
-  const getHealth = () => {
-    const { events, bytes: database_bytes } = store.size();
-    const times = { uptime: (now() - startedAt) / SECOND_MS, timestamp: iso(now()) };
-    return json({ status: "ok", ...times, version, subscribers: hub.size, events, database_bytes });
-  };
-
   const postEvents: Handler = async (_query, req) => {
     const { text, isNdjson } = await readBody(req);
     const { events, isBatch } = parseBody(text, isNdjson, now());
@@ -2525,110 +2477,105 @@ function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]
     return json(isBatch ? { ids } : { id: ids[0] }, {}, stored > 0 ? 201 : 200);
   };
 
-  const getEvents: Handler = async (query, req) => {
-    const isExport = req.headers.get("accept")?.includes(NDJSON);
-    const limit = query.number("limit", isExport ? Infinity : DEFAULT_LIMIT);
-    const ids = { after: query.number("after", null), before: query.number("before", null) };
-    const type = query.choice("type", EVENT_TYPE_NAMES);
-    const filter = { ...ids, sessionId: query.text("sessionId"), type };
-    if (isExport) {
-      filter.before = Math.min(ids.before ?? Infinity, store.head() + 1);
-      const lines = eventTexts(filter, "oldest first", limit, "\n");
-      return stream(lines, { "Content-Type": NDJSON }, log);
-    }
-    const order = ids.after === null ? "newest first" : "oldest first";
-    return streamJson({ events: eventTexts(filter, order, limit) }, headId());
-  };
-
-  const streamEvents: Handler = (query, req) => {
-    if (hub.size >= config.maxSubscribers)
-      throw new HttpError(503, `${hub.size} streams, which is MAX_SUBSCRIBERS`, RETRY_LATER);
-    const cursor = req.headers.get("last-event-id") || query.text("lastEventId");
-    const hasRows = query.text("include")?.split(",").includes("rows") ?? false;
-    const frames = hub.subscribe(query.text("sessionId"), cursor, hasRows);
-    return reply(frames, { "Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no" }); // for nginx
-  };
-
-  const getSessions: Handler = (query) => {
-    const filter = { status: query.choice("status", STATUSES), sessionId: query.text("sessionId") };
-    const sessions = store.listSessions(filter, query.number("limit", DEFAULT_LIMIT), now());
-    return streamJson({ sessions }, headId());
-  };
-
-  const getSession: Handler = async (_query, { params: { sessionId = "" } = {} }) => {
-    const found = await store.findSession(sessionId, now());
-    if (found === null)
-      throw new HttpError(404, `no session ${JSON.stringify(sessionId.slice(0, MAX_ID_CHARS))}`);
-    const { head, session, tools, agents } = found;
-    return streamJson({ tools, agents }, headId(head), { session });
-  };
-
-  const postSender: Handler = async (_query, req) => {
-    const heard = parseSender(parseJson((await readBody(req)).text));
-    const { sender, name, version } = heard;
-    if (store.hear(sender, now(), heard)) log.info(`sender: ${name ?? sender} ${version ?? ""}`);
-    hub.publish(now()); // it may be back, or gone
-    return reply(null, {}, 204);
-  };
-
-  const getSpans: Handler = async (query) => {
-    const which = { before: query.number("before", null), isOpen: query.text("open") === "1" };
-    const filter = { sessionId: query.text("sessionId"), ...which };
-    const limit = query.number("limit", DEFAULT_LIMIT);
-    const spans = store.listSpans(filter, limit, now(), store.toSpan);
-    return streamJson({ spans }, headId());
-  };
-
   return {
-    "/": { GET: getPage, isPublic: true }, // it asks for the token itself, because it also takes it
-    "/health": { GET: getHealth, isPublic: true },
-    "/events": { POST: postEvents },
-    "/api/events": { POST: postEvents, GET: getEvents },
-    "/api/events/stream": { GET: streamEvents },
-    "/api/sessions": { GET: getSessions },
-    "/api/sessions/:sessionId": { GET: getSession },
-    "/api/spans": { GET: getSpans },
-    "/api/senders": { POST: postSender, GET: () => json({ senders: store.listSenders(now()) }) },
-    "/api/overview": { GET: async () => json(await store.overview(now())) },
-    "/api/analytics/tools": { GET: (query) => streamJson({ tools: usage("tool", query) }) },
-    "/api/analytics/agents": { GET: (query) => streamJson({ agents: usage("agent", query) }) },
-    "/api/analytics/activity": {
-      GET: (query) => json({ activity: store.activity(...query.range(now())) }, headId()),
+    "GET /": async (query, req) => {
+      const cookie = guard.loginCookie(query.text("token"));
+      if (cookie !== null) return reply(null, { Location: "/", "Set-Cookie": cookie }, 303); // no token in the address bar
+      guard.checkToken(req);
+      // From each: Bun bundles the page's script and style for a listener when its page is asked for.
+      const fetched = servers.map(({ url }) => fetch(new URL(DASHBOARD_ROUTE, url)));
+      const [page] = await Promise.all(fetched);
+      return reply((await page?.text()) ?? "", { "Content-Type": "text/html; charset=utf-8" });
     },
-    "/plugin/observability.ts": { GET: () => reply(Bun.file(PLUGIN), PLAIN_TEXT) },
-  } satisfies Record<string, Route>;
+    "GET /health": () => {
+      const { events, bytes: database_bytes } = store.size();
+      const times = { uptime: (now() - startedAt) / SECOND_MS, timestamp: iso(now()) };
+      const counts = { subscribers: hub.size, events, database_bytes };
+      return json({ status: "ok", ...times, version, ...counts });
+    },
+    "POST /events": postEvents,
+    "POST /api/events": postEvents,
+    "GET /api/events": (query, req) => {
+      const isExport = req.headers.get("accept")?.includes(NDJSON);
+      const limit = query.number("limit", isExport ? Infinity : DEFAULT_LIMIT);
+      const after = query.number("after", null);
+      const before = Math.min(query.number("before", Infinity), store.head() + 1); // so that an export ends
+      const type = query.choice("type", EVENT_TYPE_NAMES);
+      const filter = { after, before, sessionId: query.text("sessionId"), type };
+      if (isExport) {
+        const lines = eventTexts(filter, "oldest first", limit, "\n");
+        return stream(lines, { "Content-Type": NDJSON }, log);
+      }
+      const order = after === null ? "newest first" : "oldest first";
+      return streamJson({ events: eventTexts(filter, order, limit) }, headId());
+    },
+    "GET /api/events/stream": (query, req) => {
+      if (hub.size >= config.maxSubscribers)
+        throw new HttpError(503, `${hub.size} streams, which is MAX_SUBSCRIBERS`, RETRY_LATER);
+      const cursor = req.headers.get("last-event-id") || query.text("lastEventId");
+      const hasRows = query.text("include")?.split(",").includes("rows") ?? false;
+      const frames = hub.subscribe(query.text("sessionId"), cursor, hasRows);
+      return reply(frames, { "Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no" }); // for nginx
+    },
+    "GET /api/sessions": (query) => {
+      const status = query.choice("status", ["active", "waiting", "completed", "stale"]);
+      const filter = { status, sessionId: query.text("sessionId") };
+      const sessions = store.listSessions(filter, query.number("limit", DEFAULT_LIMIT), now());
+      return streamJson({ sessions }, headId());
+    },
+    "GET /api/sessions/:sessionId": async (_query, { params: { sessionId = "" } = {} }) => {
+      const found = await store.findSession(sessionId, now());
+      if (found === null)
+        throw new HttpError(404, `no session ${JSON.stringify(sessionId.slice(0, MAX_ID_CHARS))}`);
+      const { head, session, tools, agents } = found;
+      return streamJson({ tools, agents }, headId(head), { session });
+    },
+    "GET /api/spans": (query) => {
+      const isOpen = query.text("open") === "1";
+      const before = query.number("before", null);
+      const filter = { sessionId: query.text("sessionId"), before, isOpen };
+      const limit = query.number("limit", DEFAULT_LIMIT);
+      return streamJson({ spans: store.listSpans(filter, limit, now(), store.toSpan) }, headId());
+    },
+    "GET /api/senders": () => json({ senders: store.listSenders(now()) }),
+    "POST /api/senders": async (_query, req) => {
+      const heard = parseSender(parseJson((await readBody(req)).text));
+      const { sender, name, version } = heard;
+      if (store.hear(sender, now(), heard)) log.info(`sender: ${name ?? sender} ${version ?? ""}`);
+      hub.publish(now()); // it may be back, or gone
+      return reply(null, {}, 204);
+    },
+    "GET /api/overview": async () => json(await store.overview(now())),
+    "GET /api/analytics/tools": (query) => streamJson({ tools: usage("tool", query) }),
+    "GET /api/analytics/agents": (query) => streamJson({ agents: usage("agent", query) }),
+    "GET /api/analytics/activity": (query) =>
+      json({ activity: store.activity(...query.range(now())) }, headId()),
+    "GET /plugin/observability.ts": () => reply(Bun.file(PLUGIN), PLAIN_TEXT),
+  };
 }
 
-/** Answers by the route, or with what went wrong: nothing else turns errors into answers. */
-function createAnswer({ GET, POST, isPublic }: Route, { guard, log }: Parts, onAsked: () => void) {
-  const handlers = new Map(Object.entries({ GET, HEAD: GET, POST }).filter(([, it]) => it));
-  const allow = { Allow: [...handlers.keys(), "OPTIONS"].join(", ") };
-
-  async function handle(req: RoutedRequest) {
-    if (req.method === "OPTIONS" && handlers.size > 0) return reply(null, allow, 204);
-    if (!isPublic) guard.checkToken(req);
-    if (handlers.size === 0) throw new HttpError(404, "no such route");
-    const handler = handlers.get(req.method);
-    if (!handler) throw new HttpError(405, `${req.method} is not for this route`, allow);
-    const response = await handler(createQuery(req.url), req);
-    const type = response.headers.get("Content-Type");
-    if (req.method !== "HEAD" || (type !== NDJSON && type !== EVENT_STREAM)) return response;
-    // Bun leaves out the body of an answer to HEAD; a stream would go on without a reader.
-    await response.body?.cancel();
-    return new Response(null, response);
-  }
+/** Answers at `path` (null: at any other), or with what went wrong: nothing else turns errors into answers. */
+function createAnswer(path: string | null, routes: Routes, { guard, log }: Parts) {
+  const handlerOf = (method: string) => routes[`${method === "HEAD" ? "GET" : method} ${path}`];
+  const allow = { Allow: [...["GET", "HEAD", "POST"].filter(handlerOf), "OPTIONS"].join(", ") };
+  const preflight: Handler = () => reply(null, allow, 204);
 
   return async (req: RoutedRequest) => {
-    onAsked();
+    const { method, url } = req;
+    const isPreflight = method === "OPTIONS" && path !== null;
     let cors: Record<string, string> = {};
     let response: Response;
     try {
       cors = guard.checkOrigin(req);
-      response = await handle(req);
+      if (!isPreflight && !PUBLIC_PATHS.includes(path ?? "")) guard.checkToken(req);
+      if (path === null) throw new HttpError(404, "no such route");
+      const handler = isPreflight ? preflight : handlerOf(method);
+      if (!handler) throw new HttpError(405, `${method} is not for this route`, allow);
+      response = await handler(createQuery(url), req); // to HEAD Bun leaves out the body, and cancels a stream
     } catch (error) {
       const { status, message, headers } = asHttpError(error, log);
       const [reason] = message.split(/; got |(?<=malformed JSON): |(?<=no session) /); // what it had is private
-      log.debug(`${status} ${req.method} ${req.url.replace(/\?.*/s, "")}: ${reason}`);
+      log.debug(`${status} ${method} ${url.replace(/\?.*/s, "")}: ${reason}`);
       response = json({ error: message }, headers, status);
     }
     for (const name in cors) response.headers.set(name, cors[name] ?? "");
@@ -2660,21 +2607,16 @@ const IDLE_TIMEOUT_SECONDS = 40; // longer than two heartbeats, so that only str
 const STOP_LIMIT_MS = 1_500; // only clients that don't read are still there then
 
 /** Starts the server. @returns its URL, and how to stop it: in 2 s, all acknowledged in the file. @throws StartError */
-export function startServer(
-  config: Config,
-  { now = Date.now, log = createLog(config.logLevel) }: { now?: Clock; log?: Log } = {},
-) {
+export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const { host, port } = config;
   const store = openStore(config.dataDir, log, now());
   const hub = createHub(store, (error) => void asHttpError(error, log), now);
   const ingest = createIngest(store, hub, now);
   const parts = { config, guard: createGuard(config), store, hub, ingest, log };
   const servers: Bun.Server<undefined>[] = [];
-  let wasAsked = false; // retention rests while requests come
-  const answerBy = (route: Route) => createAnswer(route, parts, () => (wasAsked = true));
-  const answers = Object.entries(createRoutes(parts, now, servers)).map(
-    ([path, route]) => [path, answerBy(route)] as const,
-  );
+  const routes = createRoutes(parts, now, servers);
+  const paths = Object.keys(routes).map((route) => route.replace(/^\w+ /, ""));
+  const answers = paths.map((path) => [path, createAnswer(path, routes, parts)] as const);
   // Both loopback addresses for `localhost`: a client may try either first.
   for (const hostname of host.toLowerCase() === "localhost" ? ["127.0.0.1", "::1"] : [host])
     try {
@@ -2687,7 +2629,7 @@ export function startServer(
           idleTimeout: IDLE_TIMEOUT_SECONDS,
           maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
           routes: { ...Object.fromEntries(answers), [DASHBOARD_ROUTE]: dashboard },
-          fetch: answerBy({}),
+          fetch: createAnswer(null, routes, parts),
         }),
       );
     } catch (error) {
@@ -2702,11 +2644,9 @@ export function startServer(
       throw new StartError(problem);
     }
 
-  const isAsked = () => {
-    const isSo = wasAsked;
-    wasAsked = false;
-    return isSo;
-  };
+  /** Somebody waits for an answer; a stream, which never ends, doesn't. */
+  const isAsked = () =>
+    servers.reduce((sum, { pendingRequests }) => sum + pendingRequests, 0) > hub.size;
   const prune = async () => {
     try {
       const cutoff = now() - config.retentionHours * HOUR_MS;
@@ -2745,7 +2685,7 @@ if (import.meta.main) {
   try {
     const config = loadConfig(process.env);
     const log = createLog(config.logLevel);
-    const server = startServer(config, { log });
+    const server = startServer(config, log);
     const exit = async (signal: string) => {
       log.info(`${signal}: stopping`);
       await server.stop();
@@ -2755,7 +2695,7 @@ if (import.meta.main) {
     log.info(`PAI Observability ${version} on ${server.url}`); // last: whoever reads it may end it
   } catch (error) {
     if (!(error instanceof StartError)) throw error;
-    for (const problem of error.problems) console.error(problem);
+    console.error(error.message);
     process.exit(1);
   }
 }

@@ -37,7 +37,7 @@ function problemsOf(env: Record<string, string>): string[] {
   try {
     loadConfig(env);
   } catch (error) {
-    if (error instanceof StartError) return error.problems;
+    if (error instanceof StartError) return error.message.split("\n");
     throw error;
   }
   return [];

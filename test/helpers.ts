@@ -75,7 +75,7 @@ export async function startTestServer({
   log?: Log;
 } = {}): Promise<TestServer> {
   const base = { ...loadConfig({ PORT: "0", HOST: "127.0.0.1" }), ...config, dataDir };
-  let running = startServer(base, { now, log });
+  let running = startServer(base, log, now);
   const port = Number(new URL(running.url).port);
   let isStopped = false;
   const stop = async () => {
@@ -90,7 +90,7 @@ export async function startTestServer({
     stop,
     async restart() {
       await stop();
-      running = startServer({ ...base, port }, { now, log });
+      running = startServer({ ...base, port }, log, now);
       isStopped = false;
     },
     async [Symbol.asyncDispose]() {
