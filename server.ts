@@ -597,6 +597,7 @@ function contribution(span: SpanRow, isToldByAgent = false) {
   const timed = count === 1 && duration_ms !== null ? 1 : 0;
   const total_ms = timed * (duration_ms ?? 0);
   const errors = hasErred(span) && !isToldByAgent ? 1 : 0;
+  const isModel = kind === "model";
   return {
     ...{ kind, name },
     at: span.ended_at ?? span.started_at, // in whose minute it counts
@@ -605,7 +606,7 @@ function contribution(span: SpanRow, isToldByAgent = false) {
     session: {
       tool_count: kind === "tool" ? 1 : 0,
       agent_count: kind === "agent" ? count : 0,
-      error_count: errors,
+      ...{ error_count: isModel ? 0 : errors, own_errors: isModel ? errors : 0 },
       ...{ model_tokens: tokens ?? 0, told_tokens: tokens === null ? 0 : 1 }, // how many models told theirs
       ...{ model_nanodollars: nanodollars ?? 0, told_nanodollars: nanodollars === null ? 0 : 1 },
     },
@@ -739,6 +740,12 @@ const MIGRATIONS = [
    ALTER TABLE watermark ADD COLUMN keyed_from INTEGER NOT NULL DEFAULT 0;
    -- Ids that no event has: each start goes on at its time. A cursor among them is from after a backup that was put back.
    CREATE TABLE gaps (from_id INTEGER NOT NULL, to_id INTEGER NOT NULL);`,
+
+  `CREATE INDEX spans_errors ON spans (ended_at) WHERE kind = 'model' AND outcome IN ('failed', 'exit');
+   -- A model that failed is an error of its session's own: see newFold.
+   DELETE FROM sessions; DELETE FROM spans; DELETE FROM span_keys; DELETE FROM usage; DELETE FROM unfolded;
+   UPDATE watermark SET keyed_from = 0;
+   INSERT INTO unfolded SELECT 0 FROM events LIMIT 1;`,
 ];
 
 const STALE_MS = HOUR_MS; // an active session without an event for this long is stale: its process may be gone
@@ -861,8 +868,8 @@ const newFold = (id: string, deleted_to = 0) => ({
   ...{ last_event_at: 0, last_end_at: 0, last_model_at: 0 },
   last_activity_at: 0, // any event but session_end and session_update
   ...{ event_count: 0, turn_count: 0, tool_count: 0, agent_count: 0 },
-  error_count: 0, // without session_error: those are none where its agent has failed
-  session_errors: 0,
+  error_count: 0, // without its own
+  own_errors: 0, // session_error, and models that failed: none where the session is a failed agent's
   ...{ model_tokens: 0, told_tokens: 0, model_nanodollars: 0, told_nanodollars: 0 }, // see contribution
   retry: { at: 0, data: "{}" },
   worked_ms: 0, // from each turn_start to the next cut of its time: another one, or a session_end
@@ -945,7 +952,7 @@ function createSessions(sql: Sql, usage: Usage) {
           fold.facts[name] = [at, facts[name]];
       }
       const errors = event.failed && type !== "session_error" && !(type in HALVES) ? 1 : 0;
-      if (type === "session_error") fold.session_errors++;
+      if (type === "session_error") fold.own_errors++;
       fold.error_count += errors;
       usage.addActivity(at, 1, errors);
     },
@@ -1070,9 +1077,10 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
       if (part === null || (part.usage.count === 0 && part.usage.errors === 0)) continue;
       addTo(session, part.session, sign);
       if (part.kind !== "wait") usage.add(part, sign);
-      if (part.usage.errors > 0) usage.addActivity(part.at, 0, sign * part.usage.errors);
+      const errors = part.session.error_count;
+      if (errors > 0) usage.addActivity(part.at, 0, sign * errors);
     }
-    // The child's own errors are none where its agent has failed.
+    // Its agent's failure makes a child's own errors none.
     for (const span of hasErred(old) || hasErred(row) ? [old, row] : [])
       if (span?.child_session_id) sessions.mark(span.child_session_id, head);
   }
@@ -1375,19 +1383,20 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
       : senders.lostAt(fold, now);
 
   function toSession(fold: SessionFold, now: number) {
-    const { id, started_at, last_end_at, last_activity_at, last_cut, session_errors } = fold;
+    const { id, started_at, last_event_at, last_end_at, first_end_at, last_cut, own_errors } = fold;
     const { tool_count, agent_count, event_count, turn_count, deleted_to } = fold;
     const newest = selectNewestOpen.get({ id, last_end_at, deleted_to });
     const stale_at = staleAt(fold, newest !== null, now);
     const status: Status = isOver(fold) ? "completed" : now >= stale_at ? "stale" : "active";
     const isActive = status === "active";
+    // Since the latest cut, see there; of a session without one all is work.
+    const begun_at = last_cut.at === 0 ? started_at : last_cut.at;
+    const isWorking = !isOver(fold) && last_cut.type !== "session_end";
+    const latest_ms = isWorking ? last_event_at - begun_at : 0;
     const wait = isActive ? selectOldestWait.get({ id, last_end_at, deleted_to }) : null;
     const facts = Object.keys(fold.facts).filter((name) => name !== "parent_session_id");
     const total = selectChild.get({ id }) ? selectTotals.get({ id }) : fold;
-    const isExcused = session_errors > 0 && selectExcuse.get({ id }) !== null;
-    // Of a session without a cut all is work; else see `cut`, and what goes on since the last one.
-    const first_ms = (last_cut.at === 0 ? last_activity_at : fold.first_end_at) - started_at;
-    const last_ms = last_cut.type === "turn_start" ? last_activity_at - last_cut.at : 0;
+    const is_excused = own_errors > 0 && selectExcuse.get({ id }) !== null;
     return {
       id,
       started_at: iso(started_at),
@@ -1396,8 +1405,9 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
       stale_at: status === "stale" ? iso(stale_at) : null,
       is_lost: status === "stale" && fold.sender !== null,
       ...{ tool_count, agent_count, event_count }, // those that run are counted too
-      error_count: fold.error_count + (isExcused ? 0 : session_errors),
-      last_event_at: iso(fold.last_event_at),
+      error_count: fold.error_count + (is_excused ? 0 : own_errors),
+      is_excused, // its agent's failure is told as one with its own errors
+      last_event_at: iso(last_event_at),
       waiting_since: wait && iso(wait.started_at), // since when it waits for the person; null: it doesn't
       parent_session_id: fold.parent_id,
       info: Object.fromEntries(facts.sort().map((name) => [name, fold.facts[name]?.[1]])),
@@ -1405,7 +1415,8 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
       cost: { own: fold.cost, total: dollars(total?.cost ?? null) }, // US dollars; total: with all below it; null: not known
       tokens: { own: fold.tokens, total: total?.tokens ?? null },
       turn_count,
-      worked_ms: fold.worked_ms + Math.max(0, first_ms) + Math.max(0, last_ms), // within turns, to the latest event
+      working_since: isActive && isWorking ? iso(begun_at) : null, // null: no turn goes on
+      worked_ms: fold.worked_ms + Math.max(0, first_end_at - started_at) + latest_ms, // within turns, to the latest event
     };
   }
 
@@ -1660,11 +1671,12 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
 
   /** Events per minute in [from, to), oldest first; a minute without any has no row. */
   function activity(from: number, to: number) {
+    const ownErrors = (table: "events" | "spans", at: string, isError: string) =>
+      `(SELECT COUNT(*) FROM ${table} AS own WHERE ${isError} AND ${at} >= start
+          AND ${at} < start + period_ms AND NOT EXISTS ${excuseOf("own.session_id")})`;
     const select = sql<{ start: number; count: number; error_count: number }>(`
-      SELECT start, count, errors + (
-           SELECT COUNT(*) FROM events WHERE type = 'session_error'
-             AND timestamp >= start AND timestamp < start + period_ms AND NOT EXISTS ${excuseOf("events.session_id")}
-         ) AS error_count
+      SELECT start, count, errors + ${ownErrors("events", "timestamp", "type = 'session_error'")}
+         + ${ownErrors("spans", "ended_at", `kind = 'model' AND ${HAS_ERRED}`)} AS error_count
        FROM usage WHERE kind = '' AND period_ms = ${MINUTE_MS} AND start >= $from AND start < $to ORDER BY start`);
     const minutes = select.all({ from: from - (from % MINUTE_MS), to });
     return minutes.map(({ start, ...counts }) => ({ timestamp: iso(start), ...counts }));

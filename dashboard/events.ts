@@ -109,7 +109,9 @@ export function summaryOf({ type, fields }: TelemetryEvent): string | null {
     case "tool_start":
       return `started: ${argsSummary(fields.args) ?? "no arguments"}`;
     case "tool_use":
-      return said(errorText(fields.error) ?? argsSummary(fields.args));
+      return said(
+        errorText(fields.error) ?? filesSummary(fields.files) ?? argsSummary(fields.args),
+      );
     case "agent_spawn":
       return `started: ${asText(fields.description) ?? asText(fields.prompt) ?? "no prompt"}`;
     case "agent_complete":
@@ -145,9 +147,30 @@ const SUMMARY_ARGS = [
   "path",
   "url",
   "query",
+  "question",
   "description",
   "prompt",
 ];
+
+/** What a call has changed: "src/a.ts +2 −1, b.md +3 −0"; null: no file that is told. */
+export function filesSummary(files: unknown): string | null {
+  if (!Array.isArray(files)) return null;
+  const told = files.filter(isRecord).map(({ path, additions, deletions }) => {
+    const lines = typeof additions === "number" ? `+${additions} −${Number(deletions)}` : null;
+    return joined([asText(path), lines], " ");
+  });
+  return told.join(", ") || null;
+}
+
+/** "1 of 3 done: Mend it"; null: there are none. */
+export function todosSummary(todos: unknown): string | null {
+  const all = Array.isArray(todos) ? todos.filter(isRecord) : [];
+  if (all.length === 0) return null;
+  const done = all.filter(({ status }) => status === "completed").length;
+  const current = all.find(({ status }) => status === "in_progress");
+  const count = `${formatCount(done)} of ${formatCount(all.length)} done`;
+  return joined([count, asText(current?.content)], ": ");
+}
 
 /** The one argument that tells most of a call, else all of them as JSON. JSON that was cut short will do. */
 export function argsSummary(args: unknown): string | null {
@@ -157,7 +180,8 @@ export function argsSummary(args: unknown): string | null {
       const value = parsed[name];
       if (typeof value === "string" && value !== "") return value;
     }
-    return Object.keys(parsed).length === 0 ? null : JSON.stringify(parsed);
+    const json = JSON.stringify(parsed);
+    return json === "{}" ? null : (todosSummary(parsed.todos) ?? telling(json) ?? json);
   }
   return (typeof args === "string" ? telling(args) : null) ?? asText(args);
 }

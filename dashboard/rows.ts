@@ -309,11 +309,17 @@ function spanOf(rows: Rows, { id, type, session_id, fields }: TelemetryEvent) {
   return rows.spans.get(id) ?? rows.calls.get(key);
 }
 
-/** Whether the feed shows an event as a failure: as the end of a span that failed; where there is no span, as it looks. */
+/**
+ * Whether the feed shows an event as a failure: as the end of a span that failed; where there is no
+ * span, as it looks. As many lines as the server counts errors: one cause, one line.
+ */
 export function hasFailed(rows: Rows, event: TelemetryEvent): boolean {
+  const { type, session_id } = event;
+  const isOwnError = type === "session_error" || type === "model_response";
+  if (isOwnError && rows.sessions.get(session_id)?.row.is_excused) return false;
   const span = spanOf(rows, event);
   if (span === undefined) return looksFailed(event);
-  if (span !== barOf(rows, event)) return false; // its agent's line says it: one cause, one line
+  if (span !== barOf(rows, event)) return false; // its agent's line says it
   return isFailure(span.row.outcome) && span.end === event.at;
 }
 
@@ -404,7 +410,7 @@ export function doingOf(rows: Rows, session: SessionEntry, now: number): Doing |
     return question === null ? null : { text: `Asks: ${oneLine(question)}`, time: null };
   }
   if (doing === null) return null;
-  const { kind, name, text } = doing;
+  const { kind, name, text, started_at } = doing;
   if (kind === "retry") {
     const { attempt, retry_at } = doing;
     const wait = retry_at == null ? null : formatAge(Date.parse(retry_at) - now);
@@ -412,10 +418,14 @@ export function doingOf(rows: Rows, session: SessionEntry, now: number): Doing |
     const time = joined([attempt == null ? null : `attempt ${attempt}`, next], ", ");
     return { text: oneLine(text ?? "Retry"), time: time || null };
   }
+  const startedAt = Date.parse(started_at);
+  // It has answered with calls, which are over: the next step is about to begin.
+  if (kind === "model" && (spansOf(rows, session.row.id).tool.at(-1)?.start ?? 0) >= startedAt)
+    return null;
   const call = joined([name, argsSummary(text)], ": ");
   return {
     text: kind === "model" ? `${name ?? "Model"} thinks` : oneLine(call),
-    time: formatDuration(Math.max(0, now - Date.parse(doing.started_at))),
+    time: formatDuration(Math.max(0, now - startedAt)),
   };
 }
 

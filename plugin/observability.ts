@@ -355,7 +355,7 @@ interface SessionState {
   step?: Step | undefined;
   /** A session_error, which waits for the step that it ends: that will tell of it. */
   held?: TelemetryEvent | undefined;
-  /** That has been told in this turn. */
+  /** The latest of this turn. */
   error?: string | undefined;
 }
 
@@ -528,9 +528,8 @@ function createTranslator() {
   }
 
   /**
-   * One cause, one error. OpenCode tells of one on the session first, then on its step. Of a root
-   * session the step tells, so that it counts for its model; of a child the session: that is one
-   * with its agent's failure.
+   * One cause, one error. OpenCode tells of one on the session first, then on its step: that one
+   * tells, so that it counts for its model.
    */
   function onError(id: string, session_id: string, error: OpenCodeError, now: number) {
     const session = stateOf(session_id);
@@ -538,14 +537,12 @@ function createTranslator() {
     session.reason = isAbort ? "interrupted" : "error";
     const message = messageOf(error);
     if (isAbort || session.error === message) return [];
+    session.error = message;
     const data = { error_name: error.name, error: message };
     const event = eventOf("session_error", id, session_id, now, data);
-    if (session.step && session.info?.parentID === undefined) {
-      session.held = event;
-      return [];
-    }
-    session.error = message;
-    return [event];
+    if (session.step === undefined) return [event];
+    session.held = event;
+    return [];
   }
 
   // -- Messages
@@ -607,10 +604,8 @@ function createTranslator() {
 
     let ending: Ending = { outcome: "ok" };
     if (error && error.name !== ABORT_ERROR) {
-      const message = messageOf(error);
-      const isTold = session.error === message;
-      ending = isTold ? { outcome: "cancelled" } : { outcome: "failed", error: message };
-      session.error = message;
+      session.error = messageOf(error);
+      ending = { outcome: "failed", error: session.error };
     } else if (finish === undefined) {
       ending = { outcome: "cancelled" };
       session.reason = "interrupted";
@@ -1292,11 +1287,14 @@ function createPresence({ sender, directories, schedule = onTimer, send, ...to }
   async function endPredecessors(): Promise<void> {
     const [senders, sessions] = [await list("senders"), await list("sessions", "?status=stale")];
     if (senders === undefined || sessions === undefined) return;
-    const living = new Set(senders.flatMap((it) => (it.is_lost ? [] : [it.sender])));
+    const known = new Map(senders.map((it) => [it.sender, it]));
     const ends = sessions.flatMap(({ id, last_event_at, info }): TelemetryEvent[] => {
       const isOurs = info.sender === sender || !directories.has(info.directory);
-      if (isOurs || typeof info.sender !== "string" || living.has(info.sender)) return [];
-      const timestamp = Date.parse(last_event_at) + 1;
+      const by = known.get(info.sender);
+      if (isOurs || typeof info.sender !== "string" || by?.is_lost === false) return [];
+      // It lived for as long as it was heard: a command may have run for an hour since its last event.
+      const heard_at = Date.parse(by?.last_heard_at ?? last_event_at);
+      const timestamp = Math.max(Date.parse(last_event_at), heard_at) + 1;
       const data = { reason: "interrupted" };
       return [
         { id: `${id}:lost:${timestamp}`, type: "session_end", session_id: id, timestamp, data },

@@ -101,7 +101,7 @@ describe("lanes", () => {
   test("an agent with a session of its own is drawn there, and the call that spawned it nowhere else", () => {
     const rows = rowsWith({ id: "s1" }, { id: "kid", parent_session_id: "s1" });
     const agent = { kind: "agent", name: "a", call_id: "c", child_session_id: "kid" } as const;
-    const run = add(rows, 0, 90, agent);
+    const run = add(rows, 0, 90, { ...agent, text: "Find it" });
     add(rows, 0, 90, { name: "task", call_id: "c" });
     add(rows, 40, 50, { session_id: "kid", name: "read" });
     const picture = (scope: string[] | null) =>
@@ -112,7 +112,7 @@ describe("lanes", () => {
         spans.tool.length,
         spans.agent,
       ]);
-    const child = ["kid", "a", 1, 1, [run]];
+    const child = ["kid", "a: Find it", 1, 1, [run]];
     expect(picture(null)).toEqual([["s1", "s1", 0, 0, []], child]);
     expect(picture(["kid"])).toEqual([child]);
   });
@@ -176,6 +176,26 @@ describe("bars", () => {
     ]);
     expect(barsIn(rows, { now: NOW + 950 }).at(-1)?.width).toBe(650);
     expect(barsIn(rows, { scrollTop: 10 })).toHaveLength(2);
+  });
+
+  test("a model's bar ends with its latest call, not with its step, which goes on until that is over", () => {
+    const rows = rowsWith({ id: "s1" });
+    const models = () => lanes(rows)[0]?.spans.model.map(({ start, end }) => [start, end]);
+    const cutOff = { kind: "model", outcome: "cancelled" } as const;
+    add(rows, 0, 500, cutOff);
+    add(rows, 100, 400); // its call
+    add(rows, 550, 590, cutOff); // that called none
+    add(rows, 600, null, { kind: "model" });
+    const lane = (end: number | null) => [
+      [NOW, NOW + 100],
+      [NOW + 550, NOW + 590],
+      [NOW + 600, end],
+    ];
+    expect(models()).toEqual(lane(null));
+    add(rows, 700, 750);
+    add(rows, 720, null, { call_id: "task" });
+    add(rows, 720, null, { call_id: "task", kind: "agent" });
+    expect(models()).toEqual(lane(NOW + 720));
   });
 
   test("calls at the same time share the lane's height; from the sixth on they lie over the fifth", () => {
@@ -306,6 +326,10 @@ describe("the window", () => {
     takeSession(rows, sessionRow("b"), 2);
     expect(fit(0)).toMatchObject({ follows: true, window: { length: 60_000 * 1.06 } });
     expect(fitted([], 0, NOW)).toBeNull();
+    // Of one that was lost the bars go on until then.
+    const lost = { status: "stale", is_lost: true, stale_at: iso(NOW + 30_000) } as const;
+    const { sessions } = rowsWith({ id: "a", ...lost });
+    expect(fitted([...sessions.values()], 0, NOW + 60_000)?.window.length).toBe(30_000 * 1.06);
   });
 
   test("ticks: far enough apart for their labels, at round times of the viewer's zone", () => {

@@ -322,7 +322,7 @@ const FOLDED_SESSIONS = `
     event_count,
     fold ->> 'tool_count'                               AS tool_count,
     fold ->> 'agent_count'                              AS agent_count,
-    fold ->> 'error_count' + fold ->> 'session_errors'  AS error_count
+    fold ->> 'error_count' + fold ->> 'own_errors'      AS error_count
   FROM sessions
   ORDER BY id`;
 

@@ -326,22 +326,22 @@ function countUsage(database: Database): void {
   );
 }
 
-test.each([1_999, 2_000, 2_001, 4_000])(
-  "%d events to fold anew → each once, and nothing is left to fold",
+test.each([1_999, 2_000, 2_001, 8_000])(
+  "%d events in a file of schema 2 → folded anew, each once, and nothing is left to fold",
   (count) => {
     const directory = tempDir();
+    const calls = Math.ceil(count / 2); // first they all start
     const event = (index: number) => ({
-      type: "tool_use",
-      session_id: `s${index % 7}`,
-      data: { tool: "bash", call_id: `c${index}`, duration_ms: index },
+      type: index < calls ? "tool_start" : "tool_use",
+      session_id: `s${(index % calls) % 7}`,
+      data: { tool: "bash", call_id: `c${index % calls}`, duration_ms: index },
     });
     const before = openStore(directory);
     before.append([Array.from({ length: count }, (_, index) => parseEvent(event(index), NOW))]);
     const rows = rowsOf(directory);
     before.close();
     using db = new Database(databasePath(directory));
-    db.run("DELETE FROM sessions; DELETE FROM spans; DELETE FROM span_keys; DELETE FROM usage");
-    db.run("INSERT INTO unfolded VALUES (0)");
+    db.run("DROP INDEX spans_errors; UPDATE sessions SET fold = '{}'; PRAGMA user_version = 2");
     for (let start = 0; start < 2; start++) openStore(directory).close();
     expect(rowsOf(directory)).toEqual(rows);
     expect(db.query("SELECT * FROM unfolded").all()).toEqual([]);

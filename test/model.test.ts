@@ -56,15 +56,16 @@ test("completions without a call_id → end the agents of their type, the longes
   expect(span(4)).toMatchObject({ ended_at: null, outcome: null });
 });
 
-test("a failed agent, its call and its child session's error → one error", () => {
+test("a failed agent, its call and its child session's own errors → one error", () => {
   const { session } = answer([
     ["tool_use", 2, { tool: "task", call_id: "c", success: false }],
     ["agent_spawn", 0, { subagent_type: "a", call_id: "c", child_session_id: "child" }],
     ["agent_complete", 2, { call_id: "c", outcome: "failed" }],
     ["session_error", 1, {}, "child"],
+    ["model_response", 1, { call_id: "m", outcome: "failed" }, "child"],
   ]);
-  expect(session("s").error_count).toBe(1);
-  expect(session("child").error_count).toBe(0);
+  expect(session("s")).toMatchObject({ error_count: 1, is_excused: false });
+  expect(session("child")).toMatchObject({ error_count: 0, is_excused: true });
 });
 
 test("turns → cut by their starts and by the session's ends, without the pauses", () => {
@@ -76,8 +77,12 @@ test("turns → cut by their starts and by the session's ends, without the pause
     ["turn_start", 10],
     ["message_user", 12],
     ["turn_start", 15],
+    ["session_update", 16],
   ]);
-  expect(session("s")).toMatchObject({ turn_count: 3, worked_ms: 8 * MINUTE_MS, status: "active" });
+  expect(session("s")).toMatchObject({
+    ...{ turn_count: 3, worked_ms: 9 * MINUTE_MS, status: "active" },
+    working_since: at(15),
+  });
 });
 
 test.each([

@@ -211,13 +211,13 @@ function faults(log: LoggedEvent[], spans: ToldSpan[]): Fault[] {
   return [
     ...spans
       .filter((span) => span.isError && !isExcused(span, failedAgents))
+      .filter((span) => span.kind !== "model" || !isFailedAgents(span.session_id, failedAgents))
       .map((span) => ({ session_id: span.session_id, at: must(span.ended_at) })),
     ...log
       .filter((event) => kindOf(event) === null && isFailure(event))
       .filter(
-        (event) =>
-          event.type !== "session_error" ||
-          failedAgents.every((agent) => agent.child_session_id !== event.session_id),
+        ({ type, session_id }) =>
+          type !== "session_error" || !isFailedAgents(session_id, failedAgents),
       )
       .map((event) => ({ session_id: event.session_id, at: event.timestamp })),
   ];
@@ -230,6 +230,11 @@ function isExcused(span: ToldSpan, failedAgents: ToldSpan[]): boolean {
     span.key !== null &&
     failedAgents.some((agent) => agent.key === span.key && agent.session_id === span.session_id)
   );
+}
+
+/** The session of an agent which failed: of its own errors that one tells. */
+function isFailedAgents(session_id: string, failedAgents: ToldSpan[]): boolean {
+  return failedAgents.some((agent) => agent.child_session_id === session_id);
 }
 
 function isFailure({ type, data }: LoggedEvent): boolean {
@@ -252,6 +257,7 @@ export interface SessionAnswer {
   agent_count: number;
   event_count: number;
   error_count: number;
+  is_excused: boolean;
   last_event_at: string;
   waiting_since: string | null;
   parent_session_id: string | null;
@@ -260,6 +266,7 @@ export interface SessionAnswer {
   cost: Totals;
   tokens: Totals;
   turn_count: number;
+  working_since: string | null;
   worked_ms: number;
 }
 
@@ -297,6 +304,7 @@ export interface Answers {
 export function answers(log: LoggedEvent[], now: number): Answers {
   const told = [...bySession(log).values()].flatMap(toldSpans);
   const allFaults = faults(log, told);
+  const failedAgents = told.filter((span) => span.kind === "agent" && span.isError);
   const toldBySession = Map.groupBy(told, (span) => span.session_id);
   const faultsBySession = Map.groupBy(allFaults, (fault) => fault.session_id);
   const spans: SpanAnswer[] = [];
@@ -305,7 +313,13 @@ export function answers(log: LoggedEvent[], now: number): Answers {
     const own = toldBySession.get(id) ?? [];
     const state = stateOf(events, own, now);
     spans.push(...own.map((span) => spanAnswer(span, state)));
-    sessions.push(sessionAnswer(id, events, own, faultsBySession.get(id)?.length ?? 0, state));
+    const hasOwnError =
+      events.some(({ type }) => type === "session_error") ||
+      own.some(({ kind, isError }) => kind === "model" && isError);
+    sessions.push({
+      ...sessionAnswer(id, events, own, faultsBySession.get(id)?.length ?? 0, state),
+      is_excused: hasOwnError && isFailedAgents(id, failedAgents),
+    });
   }
   addTotals(sessions);
   sessions.sort((a, b) => compare(b.last_event_at, a.last_event_at) || compare(b.id, a.id));
@@ -346,7 +360,7 @@ function sessionAnswer(
   spans: ToldSpan[],
   error_count: number,
   state: State,
-): SessionAnswer {
+): Omit<SessionAnswer, "is_excused"> {
   const times = timesOf(events, () => true);
   const isOn = state.status === "active";
   const waits = state.open
@@ -376,7 +390,7 @@ function sessionAnswer(
     now: isOn ? nowOf(events, state) : null,
     cost: { own: own(facts.cost, "cost"), total: null },
     tokens: { own: own(facts.tokens, "tokens"), total: null },
-    ...turnsOf(events),
+    ...turnsOf(events, state),
   };
 }
 
@@ -461,23 +475,23 @@ function cut(value: unknown): unknown {
  * Work is from each turn_start to the next cut of the session's time, a turn_start or a session_end,
  * and what was before the first session_end where no turn_start was said.
  */
-function turnsOf(events: LoggedEvent[]): { turn_count: number; worked_ms: number } {
+function turnsOf(events: LoggedEvent[], { status }: State) {
   const cuts = events
     .filter(({ type }) => type === "turn_start" || type === "session_end")
     .sort((a, b) => a.timestamp - b.timestamp || compare(a.type, b.type));
   const start = must(timesOf(events, () => true)[0]);
-  const lastActivity = timesOf(
-    events,
-    ({ type }) => type !== "session_end" && type !== "session_update",
-  ).at(-1);
+  const last = cuts.at(-1);
+  const latest = status === "completed" ? last?.timestamp : lastTime(events);
   const pieces = [
-    ...(cuts[0]?.type === "turn_start" ? [] : [[start, cuts[0]?.timestamp ?? lastActivity]]),
+    ...(cuts[0]?.type === "turn_start" ? [] : [[start, cuts[0]?.timestamp ?? latest]]),
     ...cuts.flatMap(({ type, timestamp }, index) =>
-      type === "turn_start" ? [[timestamp, cuts[index + 1]?.timestamp ?? lastActivity]] : [],
+      type === "turn_start" ? [[timestamp, cuts[index + 1]?.timestamp ?? latest]] : [],
     ),
   ];
+  const goesOn = status === "active" && last?.type !== "session_end";
   return {
     turn_count: cuts.filter(({ type }) => type === "turn_start").length,
+    working_since: goesOn ? iso(last?.timestamp ?? start) : null,
     worked_ms: pieces.reduce((sum, [from = 0, to = from]) => sum + Math.max(0, to - from), 0),
   };
 }

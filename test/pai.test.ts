@@ -50,6 +50,7 @@ describe("captured posts", () => {
       stale_at: null,
       is_lost: false,
       error_count: 0,
+      is_excused: false,
       waiting_since: null,
       parent_session_id: null,
       info: { directory: "/home/dev/project", model: "mock" },
@@ -57,6 +58,7 @@ describe("captured posts", () => {
       cost: { own: null, total: null },
       tokens: { own: null, total: null },
       turn_count: 0,
+      working_since: null,
     };
     expect(await getJson<unknown>(server, "/api/sessions")).toEqual({
       sessions: [

@@ -296,7 +296,7 @@ describe("translator: outcomes", () => {
     expect(event?.data).toMatchObject({ tool: "invalid", outcome: "failed", error });
   });
 
-  test("a failed subagent is one error: of its call, its agent and its child the session's", () => {
+  test("a failed subagent: its model tells of the error, and no session_error once more", () => {
     const child = { sessionId: "ses_2" };
     const error = { name: "APIError", data: { message: "APIError!" } };
     const events = translated(
@@ -312,8 +312,7 @@ describe("translator: outcomes", () => {
     );
     const told = ["session_error", "model_response", "tool_use", "agent_complete"] as const;
     expect(said(events, ...told).map(([type, { outcome }]) => [type, outcome])).toEqual([
-      ["session_error", undefined],
-      ["model_response", "cancelled"],
+      ["model_response", "failed"],
       ["tool_use", "failed"],
       ["agent_complete", "failed"],
     ]);
@@ -1094,7 +1093,7 @@ describe("presence", () => {
   });
 
   test("ends what a lost predecessor left open in this project, and nothing else", async () => {
-    const at = "2026-01-01T12:00:00.000Z";
+    const [at, heard_at] = ["2026-01-01T12:00:00.000Z", "2026-01-01T12:05:00.000Z"];
     const session = (id: string, sender: unknown, directory = "/project") => ({
       ...{ id, last_event_at: at },
       info: { sender, directory },
@@ -1108,8 +1107,8 @@ describe("presence", () => {
           GET: () =>
             Response.json({
               senders: [
-                { sender: "lost", is_lost: true },
-                { sender: "alive", is_lost: false },
+                { sender: "lost", last_heard_at: heard_at, is_lost: true },
+                { sender: "alive", last_heard_at: heard_at, is_lost: false },
               ],
             }),
           POST: () => new Response(null, { status: 204 }),
@@ -1138,10 +1137,9 @@ describe("presence", () => {
     await hooks.event({ event: busy("evt_1") });
     const ends = () => stored.filter(({ data }) => data.reason === "interrupted");
     await waitFor(() => ends().length === 2, "two ends");
-    const timestamp = Date.parse(at) + 1;
     expect(ends().map(({ session_id, timestamp }) => [session_id, timestamp])).toEqual([
-      ["ses_lost", timestamp],
-      ["ses_unheard", timestamp],
+      ["ses_lost", Date.parse(heard_at) + 1],
+      ["ses_unheard", Date.parse(at) + 1],
     ]);
     await hooks.event({ event: idle("evt_2") });
   });

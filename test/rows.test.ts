@@ -444,6 +444,15 @@ describe("words", () => {
     );
   });
 
+  test("a model whose calls are over thinks no more, though its step goes on", () => {
+    const now = { kind: "model", name: "opus", text: null, started_at: iso(NOW) } as const;
+    const rows = rowsWith({ id: "s1", now });
+    takeSpan(rows, spanRow(1, { started_at: iso(NOW - 1), ended_at: iso(NOW) }), 1);
+    expect(doingOf(rows, entryOf(rows, "s1"), NOW)?.text).toBe("opus thinks");
+    takeSpan(rows, spanRow(2, { started_at: iso(NOW + 1), ended_at: iso(NOW + 2) }), 1);
+    expect(doingOf(rows, entryOf(rows, "s1"), NOW + 3)).toBeNull();
+  });
+
   test.each<[string, Record<string, unknown>, string]>([
     ["tool_use", { outcome: "exit", exit_code: 1, error: "2 failed" }, "exit 1: 2 failed"],
     ["tool_use", { outcome: "denied", args: { command: "rm" } }, "denied: rm"],
@@ -476,6 +485,19 @@ describe("words", () => {
     expect(hasFailed(rows, event("agent_complete", { call_id: "task" }))).toBeTrue();
   });
 
+  test("of a failed agent's session its own errors are no failures, what else failed there is", () => {
+    const failures = (is_excused: boolean) => {
+      const rows = rowsWith({ id: "s1", is_excused });
+      const failed = { call_id: "c", ended_at: iso(NOW), outcome: "failed" } as const;
+      takeSpan(rows, spanRow(1, { ...failed, kind: "model" }), 1);
+      takeSpan(rows, spanRow(2, failed), 1);
+      const types = ["session_error", "model_response", "tool_use"];
+      return types.filter((type) => hasFailed(rows, event(type, { call_id: "c" })));
+    };
+    expect(failures(false)).toEqual(["session_error", "model_response", "tool_use"]);
+    expect(failures(true)).toEqual(["tool_use"]);
+  });
+
   test("a session's name: title, or directory, or the tail of its id", () => {
     const id = "ses_dfcfdbf59ffenf7L";
     const name = (info: Session["info"]) => labelOf(entryOf(rowsWith({ id, info }), id));
@@ -489,6 +511,11 @@ describe("words", () => {
     ["tool_use", { args: "{}", error: false }, null],
     ["tool_use", { args: "{}", error: "exit 1" }, "exit 1"],
     ["tool_start", { args: { pattern: "x" } }, "started: x"],
+    [
+      "tool_use",
+      { args: { path: "/a/b" }, files: [{ path: "b", additions: 2, deletions: 1 }, { path: "c" }] },
+      "b +2 −1, c",
+    ],
     ["model_response", { model: "opus" }, "opus"],
     ["retry", { message: "overloaded", attempt: 2 }, "overloaded"],
     ["session_compacted", {}, null],
@@ -498,6 +525,16 @@ describe("words", () => {
 
   test.each<[unknown, string | null]>([
     [{ a: 1 }, '{"a":1}'],
+    [{ questions: [{ question: "Which?", options: [{ description: "this" }] }] }, "Which?"],
+    [
+      {
+        todos: [
+          { content: "Read", status: "completed" },
+          { content: "Mend", status: "in_progress" },
+        ],
+      },
+      "1 of 2 done: Mend",
+    ],
     [null, null],
     ['{"filePath":"a/b.ts","oldString":"cut sho', "a/b.ts"],
     ['{"command":"echo \\"hi\\" && cut sho', 'echo "hi" && cut sho'],

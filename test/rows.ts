@@ -19,6 +19,7 @@ export function sessionRow(id: string, more: Partial<Session> = {}): Session {
     agent_count: 0,
     event_count: 1,
     error_count: 0,
+    is_excused: false,
     last_event_at: iso(NOW),
     waiting_since: null,
     parent_session_id: null,
@@ -27,6 +28,7 @@ export function sessionRow(id: string, more: Partial<Session> = {}): Session {
     cost: { own: null, total: null },
     tokens: { own: null, total: null },
     turn_count: 1,
+    working_since: null,
     worked_ms: 0,
     ...more,
   };

@@ -213,7 +213,37 @@ describe("what counts once", () => {
     ]);
     await post("child", [[3 * MINUTE_MS, "session_error", { error: "no model" }]]);
     expect(await sessionOf("parent")).toMatchObject({ error_count: 1 });
-    expect(await sessionOf("child")).toMatchObject({ error_count: 0 });
+    expect(await sessionOf("child")).toMatchObject({ error_count: 0, is_excused: true });
+  });
+
+  test("a subagent whose model fails: one error, its agent's, in whatever order its events come", async () => {
+    await using server = await spawnServer({ dataDir: tempDir() });
+    const told: [session: string, type: string, data: object][] = [
+      ["parent", "agent_spawn", { subagent_type: "failing", call_id: "c1" }],
+      ["parent", "agent_complete", { call_id: "c1", ...FAILED }],
+      ["child", "model_request", { call_id: "m1", model: "mock" }],
+      ["child", "model_response", { call_id: "m1", model: "mock", ...FAILED }],
+    ];
+    const orders = permutations(told);
+    for (const [index, order] of orders.entries()) {
+      for (const [session, type, data] of order) {
+        const child = type === "agent_spawn" ? { child_session_id: `child-${index}` } : {};
+        await post(`${session}-${index}`, [[MINUTE_MS, type, { ...data, ...child }]], server);
+      }
+      expect(await sessionOf(`parent-${index}`, server)).toMatchObject({
+        error_count: 1,
+        is_excused: false,
+      });
+      expect(await sessionOf(`child-${index}`, server)).toMatchObject({
+        error_count: 0,
+        is_excused: true,
+      });
+    }
+    const overview = await getJson<{ errors_last_hour: number }>(server, "/api/overview");
+    expect(overview.errors_last_hour).toBe(orders.length);
+    // Without an agent that failed it is the session's.
+    await post("child-of-none", [[MINUTE_MS, "model_response", { call_id: "m1", ...FAILED }]]);
+    expect(await sessionOf("child-of-none")).toMatchObject({ error_count: 1, is_excused: false });
   });
 
   test("the figures of an agent are the same in whatever order its events come, and none is a maximum", async () => {

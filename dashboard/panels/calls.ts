@@ -17,6 +17,7 @@ import {
   argsSummary,
   asText,
   errorText,
+  filesSummary,
   oneLine,
   outcomeWord,
   parseRecord,
@@ -170,7 +171,8 @@ function createRow(
       key.className = `key key-${color} key-${outcome ?? "ok"}`;
       setText(title, name);
       setAttribute(root, "data-failed", String(failed));
-      const summary = error ?? (kind === "agent" ? text : argsSummary(text));
+      const done = kind === "agent" ? text : filesSummary(attributes?.files);
+      const summary = error ?? done ?? argsSummary(text);
       const told = joined([outcomeWord(outcome, attributes?.exit_code), summary], ": ");
       setText(open, oneLine(told || UNKNOWN));
       setAttribute(open, "aria-expanded", String(isExpanded));

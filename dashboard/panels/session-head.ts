@@ -2,7 +2,7 @@
 
 import { errorsHref, sessionHref } from "../address.ts";
 import { byId, confirmCopy, createList, part, setAttribute, setText } from "../dom.ts";
-import { asText, isRecord } from "../events.ts";
+import { asText, isRecord, todosSummary } from "../events.ts";
 import {
   UNKNOWN,
   formatAge,
@@ -84,7 +84,7 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const facts: Fact[] = [
     { term: "Status", value: statusSentence(rows, session, now) },
     { term: "Started", value: formatMoment(startedAt, now) },
-    { term: "Worked", value: workedOf(session) },
+    { term: "Worked", value: workedOf(session, now) },
     { term: "Tools", value: formatCount(row.tool_count) },
     { term: "Agents", value: formatCount(row.agent_count) },
     {
@@ -99,15 +99,30 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
     { term: "Directory", value: asText(directory) },
     { term: "Id", value: row.id },
   ];
+  const more = { Todos: todosSummary(row.info.todos), Changes: changesOf(row.info) };
+  for (const [term, value] of Object.entries(more)) if (value !== null) facts.push({ term, value });
   if (parent !== undefined)
     facts.push({ term: "Part of", value: labelOf(parent), href: sessionHref(parent.row.id) });
   return facts;
 }
 
+/** How its latest turn ended, where there is something to say. */
+function reasonOf({ row: { status, info } }: SessionEntry): string | null {
+  return status === "completed" && info.reason !== "completed" ? asText(info.reason) : null;
+}
+
 /** Without the pauses between its turns. */
-function workedOf({ row: { worked_ms, turn_count } }: SessionEntry): string {
+function workedOf({ row, lastEventAt }: SessionEntry, now: number): string {
+  const { worked_ms, working_since, turn_count } = row;
+  const latest_ms = working_since === null ? 0 : Math.max(0, now - lastEventAt);
   const turns = turn_count === 0 ? null : formatNoun(turn_count, "turn");
-  return joined([formatDuration(worked_ms), turns], " in ");
+  return joined([formatDuration(worked_ms + latest_ms), turns], " in ");
+}
+
+/** "2 files, +5 −1"; null: it has changed none. */
+function changesOf({ changes }: Record<string, unknown>): string | null {
+  if (!isRecord(changes) || typeof changes.files !== "number") return null;
+  return `${formatNoun(changes.files, "file")}, +${asText(changes.additions)} −${asText(changes.deletions)}`;
 }
 
 function statusSentence(rows: Rows, session: SessionEntry, now: number): string {
@@ -115,8 +130,8 @@ function statusSentence(rows: Rows, session: SessionEntry, now: number): string 
   const doing = doingOf(rows, session, now);
   const does = doing === null ? null : joined([doing.text, doing.time], ", ");
   if (waiting_since !== null)
-    return `Waits for you since ${formatAge(now - Date.parse(waiting_since))}. ${does ?? ""}`;
+    return `Waits for you, ${formatAge(now - Date.parse(waiting_since))}. ${does ?? ""}`;
   return status === "stale" && !is_lost
     ? `Stale, silent for ${formatAge(now - session.lastEventAt)}`
-    : joined([STATUS_WORDS[status], does]);
+    : joined([STATUS_WORDS[status], does ?? reasonOf(session)]);
 }

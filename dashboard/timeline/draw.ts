@@ -165,7 +165,7 @@ function drawAgent(brush: Brush, bar: Bar): void {
   context.fillStyle = color;
   context.fillRect(x, y, Math.min(3, width), height);
   strokeBar(brush, bar, color);
-  if (lane.spans.tool.length === 0) {
+  if (lane.spans.tool.length + lane.spans.model.length === 0) {
     const text = argsSummary(span.row.text) ?? span.row.name;
     drawText(brush, text, { ...bar, x: x + 8, width: width - 12 }, "--agent-ink");
   }

@@ -1,6 +1,7 @@
 /** Where everything stands in the timeline: lanes, bars, ticks, the window. Pure: tested without a browser. */
 
-import { HOUR_MS, MINUTE_MS, SECOND_MS } from "../format.ts";
+import { oneLine } from "../events.ts";
+import { HOUR_MS, MINUTE_MS, SECOND_MS, joined } from "../format.ts";
 import {
   EMPTY_GROUP,
   type Rows,
@@ -84,7 +85,7 @@ export function fitted(
   const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), Infinity);
   const from = Math.max(first, since);
   const follows = sessions.some(isLive);
-  const to = follows ? now : latestOf(sessions);
+  const to = follows ? now : Math.max(...sessions.map((entry) => endOf(entry, now)));
   const pad = Math.max(to - from, SECOND_MS) * NOW_MARGIN;
   return { window: windowOf(from - pad, to + pad, now), follows };
 }
@@ -211,9 +212,27 @@ function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]
     session: entry,
     kind: agents.length === 0 ? "session" : "agent",
     depth,
-    label: agents.at(-1)?.row.name ?? labelOf(entry),
-    spans: { ...spans, tool, agent: agents },
+    label: agents.length === 0 ? labelOf(entry) : agentLabel(agents),
+    spans: { ...spans, tool, agent: agents, model: answered(spans) },
   };
+}
+
+/** Agents of one type are told apart by their task; where several follow each other, it is the last one's. */
+function agentLabel(agents: readonly SpanEntry[]): string {
+  const { name = "", text = null } = agents.at(-1)?.row ?? {};
+  return joined([name, text === null ? null : oneLine(text)], ": ");
+}
+
+/**
+ * Models with their end where they called their latest tool: that a step is over is told after its
+ * calls, and of one that was cut off among them never.
+ */
+function answered({ model, tool }: Readonly<SpanGroup>): SpanEntry[] {
+  return model.map((span) => {
+    if (span.end !== null && span.row.outcome !== "cancelled") return span;
+    const call = tool.findLast(({ start }) => start <= (span.end ?? Infinity));
+    return call === undefined || call.start < span.start ? span : { ...span, end: call.start };
+  });
 }
 
 function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): Lane[] {
@@ -221,9 +240,9 @@ function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): Lane[] {
   const startOf = ({ spans }: Lane) => spans.agent.at(-1)?.start ?? 0;
   return slots
     .map((agent, slot): Lane => {
-      const label = agent[0]?.row.name ?? "";
+      const label = agentLabel(agent);
       return {
-        key: `${entry.row.id}\n${label}\n${slot}`,
+        key: `${entry.row.id}\n${agent[0]?.row.name}\n${slot}`,
         session: entry,
         kind: "agent",
         depth: depth + 1,
