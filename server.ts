@@ -18,7 +18,7 @@
  * Routes      one table, handlers of a few lines
  * Lifecycle   startServer, timers, signals, main
  *
- * A section calls only what stands above it; Events alone asks Spans, for an event's half of one.
+ * A section calls only what stands above it; Events alone asks Spans, for the names of fields.
  */
 
 import { Database, SQLiteError } from "bun:sqlite";
@@ -105,16 +105,38 @@ export function loadConfig(env: Record<string, string | undefined>) {
 
 export type Log = Record<LogLevel, (message: string) => void>;
 
-/** Writes messages of `level` and above; warnings and errors go to stderr. */
+/**
+ * Writes messages of `level` and above; warnings and errors go to stderr. It never waits for who reads
+ * them: while that one is behind, lines are left out, and then counted.
+ */
 export function createLog(level: string): Log {
+  const out = createWriteLine(process.stdout);
+  const err = createWriteLine(process.stderr);
   const lowest = LOG_LEVELS.findIndex((name) => name === level);
   const at = (name: LogLevel) => (message: string) => {
     if (LOG_LEVELS.indexOf(name) < lowest) return;
     // Or a name with a line break in it could forge a line, or move the cursor of a terminal.
     const escaped = message.replace(/[\p{Cc}\u2028\u2029]/gu, escapeChar);
-    console[name](`${new Date().toISOString()} ${name} ${escaped}`);
+    const write = name === "debug" || name === "info" ? out : err;
+    write(`${new Date().toISOString()} ${name} ${escaped}`);
   };
   return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
+}
+
+function createWriteLine(stream: NodeJS.WriteStream) {
+  let isFull = false;
+  let leftOutCount = 0;
+  stream.on("error", () => {}); // nobody reads it any more
+  stream.on("drain", () => {
+    isFull = false;
+    if (leftOutCount > 0) write(`${leftOutCount} lines were left out: nobody read them`);
+    leftOutCount = 0;
+  });
+  function write(line: string): void {
+    if (isFull) leftOutCount++;
+    else isFull = !stream.write(`${line}\n`);
+  }
+  return write;
 }
 
 const escapeChar = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`;
@@ -147,8 +169,9 @@ const isId = (value: unknown) => isName(value) && value !== "." && value !== "..
 const numberOrNull = (value: unknown) => (typeof value === "number" ? value : null);
 /** Well-formed, because SQLite keeps UTF-8: a lone surrogate would come back as another string. */
 const textOrNull = (value: unknown) => (typeof value === "string" ? value.toWellFormed() : null);
-/** Whole milliseconds: a sum of fractions would depend on the order of arrival. */
-const wholeMs = (value: unknown) => (typeof value === "number" ? Math.round(value) : null);
+/** Whole milliseconds, or other units: a sum of fractions would depend on the order of arrival. */
+const whole = (value: unknown, units = 1) =>
+  typeof value === "number" ? Math.round(value * units) : null;
 
 const MAX_ID_CHARS = 256;
 const MAX_FACT_CHARS = 4_096; // of a fact or a preview: short by nature; the event keeps all
@@ -164,30 +187,29 @@ const field = (expected: string, accepts: Field["accepts"]): Field => ({ expecte
 const required = (known: Field): Field => ({ ...known, isRequired: true });
 const either = (one: Field, other: Field) =>
   field(`${one.expected} or ${other.expected}`, (it) => one.accepts(it) || other.accepts(it));
-const amount = (what: string, max: number) =>
-  field(`${what} from 0 to ${max}`, (it) => typeof it === "number" && it >= 0 && it <= max);
+const amount = (what: string, min: number, max: number) =>
+  field(`${what} from ${min} to ${max}`, (it) => typeof it === "number" && it >= min && it <= max);
 
 const NAME = field(`a string of 1 to ${MAX_ID_CHARS} characters`, isName);
 const NEEDED_NAME = required(NAME);
 const ID = field(`${NAME.expected}, other than "." and ".."`, isId); // no URL can name these two
-const NEEDED_ID = required(ID);
 const TEXT = field("a string", (value) => typeof value === "string");
 const FLAG = field("true or false", (value) => typeof value === "boolean");
 const NUMBER = field("a number", Number.isFinite);
 const OBJECT = field("an object", isRecord);
 const LIST = field("an array", Array.isArray);
-const DURATION = amount("a number", MAX_DURATION_MS);
-const COST = amount("a number of US dollars", 1e6); // so that sums of `nanodollars` stay exact
+const DURATION = amount("a number", 0, MAX_DURATION_MS);
+const COST = amount("a number of US dollars", 0, 1e6); // so that sums of `nanodollars` stay exact
 const TIME = field(
   "ISO 8601 with an offset (2026-01-01T12:00:00Z), or epoch seconds or milliseconds, after 1970",
   (value) => !Number.isNaN(timeOf(value)),
 );
 
-const OUTCOMES = ["ok", "failed", "exit", "denied", "cancelled"] as const;
 /** How a call ended; `exit`: a command that ended with another code than 0. */
-export type Outcome = (typeof OUTCOMES)[number];
+const OUTCOMES = ["ok", "failed", "exit", "denied", "cancelled"] as const;
+type Outcome = (typeof OUTCOMES)[number];
 
-/** What is known of a session as a whole: the newest value of each counts. */
+const ENVELOPE = { session_id: required(ID), id: ID, timestamp: TIME };
 const SESSION_FACTS = {
   title: TEXT,
   directory: TEXT,
@@ -200,65 +222,54 @@ const SESSION_FACTS = {
   changes: OBJECT,
   sender: NAME,
 };
+const LAST_FACTS = { ...SESSION_FACTS, reason: TEXT };
 const OUTCOME = field(`one of ${OUTCOMES.join(", ")}`, isOutcome);
-const ENDED = { duration_ms: DURATION, outcome: OUTCOME, success: FLAG };
-const TOOL_RESULT = { waited_ms: DURATION, exit_code: NUMBER, files: LIST };
+const ANSWER = { outcome: OUTCOME, success: FLAG };
+const ENDED = { ...ANSWER, duration_ms: DURATION };
+const TOOL_RESULT = { ...ENDED, waited_ms: DURATION, exit_code: NUMBER, files: LIST };
+const TOOL_CALL = { tool: NEEDED_NAME, call_id: NAME, ...TOOL_RESULT };
+const AGENT_TASK = { subagent_type: NEEDED_NAME, description: TEXT, prompt: TEXT };
 const AGENT_CALL = { ...ENDED, call_id: NAME, child_session_id: NAME };
 const MODEL_CALL = { call_id: NEEDED_NAME, model: NAME, provider: TEXT, agent: TEXT };
 const MODEL_USAGE = { first_token_ms: DURATION, tokens: either(NUMBER, OBJECT), cost: COST };
-const MODEL_RESULT = { ...MODEL_USAGE, finish_reason: TEXT, context_limit: NUMBER };
+const MODEL_RESULT = { ...ENDED, ...MODEL_USAGE, finish_reason: TEXT, context_limit: NUMBER };
+const INPUT = { request_id: NEEDED_NAME, kind: TEXT };
 
-/** Every accepted type, and the fields of its `data` that are checked; others are kept. A new type is one line here. */
+interface Declaration {
+  fields?: Record<string, Field>; // that are checked; others are kept
+  facts?: Record<string, Field>; // likewise, of the session as a whole: the newest value of each counts
+  kind?: SpanKind; // of the span that it is a half of
+  side?: "start" | "end";
+}
+
+/** Every accepted type. A new one is one line here. */
 export const EVENT_TYPES = {
-  session_start: SESSION_FACTS,
-  session_update: SESSION_FACTS,
-  session_end: { ...SESSION_FACTS, reason: TEXT, duration_seconds: DURATION },
+  session_start: { facts: SESSION_FACTS },
+  session_update: { facts: SESSION_FACTS },
+  session_end: { facts: LAST_FACTS, fields: { duration_seconds: DURATION } },
   session_error: {},
   session_compacted: {},
-  turn_start: { prompt: TEXT, agent: TEXT, model: either(TEXT, OBJECT) },
-  tool_start: { tool: NEEDED_NAME, call_id: NEEDED_NAME },
-  tool_use: { tool: NEEDED_NAME, call_id: NAME, ...ENDED, ...TOOL_RESULT },
-  agent_spawn: { subagent_type: NEEDED_NAME, description: TEXT, prompt: TEXT, ...AGENT_CALL },
-  agent_complete: { subagent_type: NAME, ...AGENT_CALL },
-  model_request: MODEL_CALL,
-  model_response: { ...MODEL_CALL, ...ENDED, ...MODEL_RESULT },
-  input_requested: { request_id: NEEDED_NAME, kind: TEXT, call_id: NAME },
-  input_resolved: { request_id: NEEDED_NAME, kind: TEXT, outcome: OUTCOME, success: FLAG },
-  retry: { attempt: NUMBER, message: TEXT, retry_at: TIME },
+  turn_start: { fields: { prompt: TEXT, agent: TEXT, model: either(TEXT, OBJECT) } },
+  tool_start: { kind: "tool", side: "start", fields: { tool: NEEDED_NAME, call_id: NEEDED_NAME } },
+  tool_use: { kind: "tool", side: "end", fields: TOOL_CALL },
+  agent_spawn: { kind: "agent", side: "start", fields: { ...AGENT_TASK, ...AGENT_CALL } },
+  agent_complete: { kind: "agent", side: "end", fields: { subagent_type: NAME, ...AGENT_CALL } },
+  model_request: { kind: "model", side: "start", fields: MODEL_CALL },
+  model_response: { kind: "model", side: "end", fields: { ...MODEL_CALL, ...MODEL_RESULT } },
+  input_requested: { kind: "wait", side: "start", fields: { ...INPUT, call_id: NAME } },
+  input_resolved: { kind: "wait", side: "end", fields: { ...INPUT, ...ANSWER } },
+  retry: { fields: { attempt: NUMBER, message: TEXT, retry_at: TIME } },
   ...{ tool_blocked: {}, security_block: {}, security_warn: {}, voice_sent: {} },
   ...{ message_user: {}, message_assistant: {}, rating_explicit: {}, rating_implicit: {} },
   ...{ learning_captured: {}, isc_validated: {}, context_loaded: {} },
-} satisfies Record<string, Record<string, Field>>;
+} satisfies Record<string, Declaration>;
 
 export type EventType = keyof typeof EVENT_TYPES;
-/** The same as lists, made once: half a microsecond less for each event. */
-const CHECKED_FIELDS = Object.fromEntries(
-  Object.entries(EVENT_TYPES).map(([type, fields]) => [type, Object.entries<Field>(fields)]),
-);
+const DECLARED: Record<EventType, Declaration> = EVENT_TYPES;
 const ONE_TYPE = `one of ${Object.keys(EVENT_TYPES).join(", ")}`;
 
-/** The fields by which an event tells a fact of its session. */
-const FACTS: Partial<Record<EventType, string[]>> = {
-  session_start: Object.keys(SESSION_FACTS),
-  session_update: Object.keys(SESSION_FACTS),
-  session_end: [...Object.keys(SESSION_FACTS), "reason"],
-};
-
-/** An event as the store takes it. Times are milliseconds UTC since 1970. */
-export interface TelemetryEvent {
-  client_id: string | null; // the poster's: the same one again in the same session stores nothing
-  session_id: string;
-  type: EventType;
-  timestamp: number;
-  name: string | null; // the tool, or the subagent_type
-  call_id: string | null;
-  duration_ms: number | null;
-  failed: boolean; // as `success` says, or `error` where that isn't given
-  half: Half | null; // its part of a span
-  facts: Fields | null; // what it says of its session as a whole
-  data: string; // the posted fields, a JSON object as text
-  implied?: TelemetryEvent; // the agent behind a task call: stored with it, or not at all
-}
+/** An event as the store takes it; `implied`: the agent behind a task call, stored with it or not at all. */
+export type TelemetryEvent = ReturnType<typeof parseOwn> & { implied?: TelemetryEvent };
 
 /**
  * The event that `body`, parsed JSON of any kind, describes.
@@ -270,99 +281,78 @@ export function parseEvent(body: unknown, receivedAt: number): TelemetryEvent {
   if (isDeeperThan(body, MAX_DEPTH))
     throw new HttpError(400, `event: nested deeper than ${MAX_DEPTH} levels`);
   const isDialect = Object.hasOwn(body, "event_type") && body.type == null;
-  const posted = isDialect ? translateDialect(body) : body;
-  const { id, type, session_id, timestamp, data, ...rest } = posted;
-  if (!isEventType(type)) throw invalid(isDialect ? "event_type" : "type", ONE_TYPE, type);
-  check("session_id", NEEDED_ID, session_id);
+  return isDialect ? parseDialect(body, receivedAt) : parseOwn(body, receivedAt);
+}
+
+function parseOwn({ id, type, session_id, timestamp, data, ...rest }: Fields, receivedAt: number) {
+  if (!isEventType(type)) throw invalid("type", ONE_TYPE, type);
   // A number is the id that an exported event has.
   const client_id = Number.isSafeInteger(id) && Number(id) > 0 ? String(id) : id;
-  check("id", ID, client_id);
+  check(ENVELOPE, { session_id, id: client_id, timestamp });
   if (data != null && !isRecord(data)) throw invalid("data", "a JSON object", data);
 
+  const { kind, facts, fields: declared } = DECLARED[type];
   const fields: Fields = { ...rest, ...data };
-  const { success, error } = fields;
-  for (const [name, field] of CHECKED_FIELDS[type] ?? [])
-    check(`data.${name}`, field, fields[name]);
+  check(facts, fields, "data.");
+  check(declared, fields, "data.");
   if (type === "agent_complete" && fields.call_id == null && fields.subagent_type == null)
     throw invalid("data.call_id", "the call_id of an agent_spawn, or data.subagent_type");
+  const { success, error } = fields;
   for (const name of ["id", "type", "session_id", "timestamp"]) {
     // A frame has its own: data's goes by data_id, or where that is taken too, data_data_id.
     let free = name;
     while (Object.hasOwn(fields, free)) free = `data_${free}`;
-    if (free === name) continue;
-    fields[free] = fields[name];
+    if (free !== name) fields[free] = fields[name];
     delete fields[name];
   }
-  const at = timestamp == null ? receivedAt : Math.min(timeOf(timestamp), receivedAt);
-  if (Number.isNaN(at)) throw invalid("timestamp", TIME.expected, timestamp);
-
-  const milliseconds = checked(type, fields, "duration_ms");
-  const seconds = numberOrNull(checked(type, fields, "duration_seconds"));
-  const duration_ms = wholeMs(seconds === null ? milliseconds : seconds * SECOND_MS);
+  const milliseconds = declared?.duration_ms ? fields.duration_ms : null;
+  const seconds = declared?.duration_seconds ? fields.duration_seconds : null;
+  const duration_ms = whole(milliseconds) ?? whole(seconds, SECOND_MS);
   // Documented on the stream of a tool_use: there even where it isn't known.
-  if (type === "tool_use" || milliseconds !== null) fields.duration_ms = duration_ms;
+  if (type === "tool_use" || milliseconds != null) fields.duration_ms = duration_ms;
   if (fields.duration_seconds === null) delete fields.duration_seconds;
-  const isTask = isDialect && type === "tool_use" && TASK_TOOL.test(String(fields.tool));
-  if (isTask && client_id) fields.call_id ??= client_id; // its agent's too: one cause is one error
-
-  const event: TelemetryEvent = {
-    client_id: textOrNull(client_id),
+  return {
+    client_id: textOrNull(client_id), // the same one again in the same session stores nothing
     session_id: textOrNull(session_id) ?? "",
     type,
-    timestamp: at,
-    name: textOrNull(checked(type, fields, "tool") ?? checked(type, fields, "subagent_type")),
-    call_id: textOrNull(checked(type, fields, "call_id")),
+    timestamp: timestamp == null ? receivedAt : Math.min(timeOf(timestamp), receivedAt), // milliseconds UTC since 1970
+    name: kind ? textOrNull(fields[SPAN_FIELDS[kind].name]) : null,
+    call_id: kind ? textOrNull(fields.call_id) : null,
     duration_ms,
     failed: typeof success === "boolean" ? !success : type === "session_error" || Boolean(error),
-    half: halfOf(type, at, fields),
-    facts: shortFields(FACTS[type] ?? [], fields),
+    facts: factsOf(type, fields),
+    fields,
     data: JSON.stringify(fields),
   };
-  if (isTask) event.implied = parseEvent(agentOfTask(event, fields.args), at);
-  return event;
 }
 
-const SENDER_FIELDS: Record<string, Field> = {
-  ...{ sender: NEEDED_NAME, name: NAME, version: NAME, bye: FLAG },
-  every_ms: field(
-    "milliseconds from 1000 to 3600000",
-    (it) => typeof it === "number" && it >= 1e3 && it <= 3.6e6,
-  ),
-};
+/** What an event says of its session as a whole. */
+const factsOf = (type: EventType, fields: Fields) =>
+  shortFields(Object.keys(DECLARED[type].facts ?? {}), (name) => fields[name]);
+
+function restoreEvent(row: LogRow): LoggedEvent {
+  const fields: Fields = JSON.parse(row.data);
+  return { ...row, failed: Boolean(row.failed), facts: factsOf(row.type, fields), fields };
+}
+
+const INTERVAL = amount("milliseconds", 1_000, 3_600_000);
+const SENDER = { sender: NEEDED_NAME, name: NAME, version: NAME, bye: FLAG, every_ms: INTERVAL };
 
 /** What a sender says of itself: that it lives, or (`bye`) that it ends. @throws HttpError 400 */
 export function parseSender(body: unknown) {
   if (!isRecord(body)) throw invalid("sender", "a JSON object", body);
-  for (const name in SENDER_FIELDS) check(name, SENDER_FIELDS[name] ?? TEXT, body[name]);
-  const { sender, every_ms, name, version, bye } = body;
+  check(SENDER, body);
   return {
-    sender: textOrNull(sender) ?? "",
-    every_ms: numberOrNull(every_ms),
-    ...{ name: textOrNull(name), version: textOrNull(version), bye: bye === true },
+    sender: textOrNull(body.sender) ?? "",
+    every_ms: numberOrNull(body.every_ms),
+    name: textOrNull(body.name),
+    version: textOrNull(body.version),
+    bye: body.bye === true,
   };
 }
 type Heard = ReturnType<typeof parseSender>;
 
-/** A stored event, read back: what `parseEvent` once made of it. */
-function restoreEvent(row: LogRow): LoggedEvent {
-  const fields: Fields = JSON.parse(row.data);
-  const half = halfOf(row.type, row.timestamp, fields);
-  const facts = shortFields(FACTS[row.type] ?? [], fields);
-  return { ...row, failed: Boolean(row.failed), half, facts };
-}
-
-/** A field that `type` declares, so that it was checked; null where it isn't there. */
-const checked = (type: EventType, fields: Fields, name: string) =>
-  name in EVENT_TYPES[type] ? (fields[name] ?? null) : null;
-
-/**
- * A time in milliseconds; NaN for what is none.
- *
- *     "2026-01-01T12:00:00+01:00"  1767265200000
- *     1767265200                   1767265200000 (seconds)
- *     "2026-01-01T12:00:00"        NaN: whose noon?
- *     "2026-02-30T12:00:00Z"       NaN, though Date.parse has it in March
- */
+/** A time in milliseconds; NaN for what is none, such as noon of February 30, or noon without an offset: whose? */
 function timeOf(value: unknown): number {
   let ms = NaN;
   if (typeof value === "number") ms = value < EPOCH_SECONDS_LIMIT ? value * SECOND_MS : value;
@@ -374,12 +364,12 @@ function timeOf(value: unknown): number {
   return whole >= 1 ? whole : NaN;
 }
 
-/** Those of the fields `names` that say something, cut; null: none does. */
-function shortFields(names: readonly string[], fields: Fields) {
-  let said: Fields | null = null;
+/** What `told` says of `names`, cut. */
+function shortFields(names: readonly string[], told: (name: string) => unknown): Fields {
+  const said: Fields = {};
   for (const name of names) {
-    const value = cutFact(fields[name]);
-    if (value != null) (said ??= {})[name] = value;
+    const value = cutFact(told(name));
+    if (value != null) said[name] = value;
   }
   return said;
 }
@@ -393,56 +383,41 @@ function cutFact(value: unknown): unknown {
   return value.filter((item) => (chars += JSON.stringify(item).length + 1) <= MAX_FACT_CHARS);
 }
 
-/** What the emitter of PAI-OpenCode 3.0.1 calls a field of `data`, and what we call it. */
-const DIALECT_FIELDS = {
-  task_id: "call_id",
-  args_preview: "args", // JSON text, cut at 200 characters
-  working_directory: "directory",
-  agent_type: "subagent_type",
-};
 const TASK_TOOL = /^(mcp_)?task$/i; // all that is posted of a subagent is its call, once it is done
 
-/** An event of that dialect in our words: `tool.execute` is tool_use; else dots are underscores. */
-function translateDialect({ event_type, type: _, ...event }: Fields): Fields {
+/** An event of PAI-OpenCode 3.0.1 in our words: `tool.execute` is tool_use; else dots are underscores. */
+function parseDialect({ event_type, ...event }: Fields, receivedAt: number): TelemetryEvent {
   const name = event_type === "tool.execute" ? "tool_use" : event_type;
   const type = typeof name === "string" ? name.replaceAll(".", "_") : name;
-  if (event.data != null && !isRecord(event.data)) return { ...event, type };
-  const data: Fields = { ...event.data };
-  for (const [theirs, ours] of Object.entries(DIALECT_FIELDS)) {
-    if (data[theirs] != null) data[ours] = data[theirs];
-    delete data[theirs];
-  }
+  if (!isEventType(type)) throw invalid("event_type", ONE_TYPE, type);
+  if (event.data != null && !isRecord(event.data))
+    throw invalid("data", "a JSON object", event.data);
+  const { task_id, args_preview, working_directory, agent_type, ...data } = event.data ?? {};
+  data.call_id = task_id ?? data.call_id;
+  data.args = args_preview ?? data.args; // JSON text, cut at 200 characters
+  data.directory = working_directory ?? data.directory;
+  data.subagent_type = agent_type ?? data.subagent_type;
   if (type === "agent_spawn" || type === "agent_complete") data.subagent_type ??= "unknown";
   if (isRecord(data.model)) data.model = data.model.name ?? data.model.id; // the rest can hold keys
   if (type === "session_end" && typeof data.duration_ms === "number")
     data.duration_seconds = data.duration_ms / SECOND_MS;
-  return { ...event, type, data };
+  const isTask = type === "tool_use" && TASK_TOOL.test(String(data.tool));
+  if (isTask && event.id) data.call_id ??= String(event.id); // its agent's too: one cause is one error
+  const call = parseOwn({ ...event, type, data }, receivedAt);
+  return isTask ? { ...call, implied: agentOfTask(call) } : call;
 }
 
-/** The subagent behind a task call, as far as `args` tells, the preview of its arguments. */
-function agentOfTask(call: TelemetryEvent, args: unknown): Fields {
-  const preview = typeof args === "string" ? args.slice(0, MAX_FACT_CHARS) : "";
-  const name = previewText(preview, /"subagent_type"\s*:\s*"((?:[^"\\]|\\.)*)"/);
-  return {
-    type: "agent_spawn",
-    session_id: call.session_id,
-    subagent_type: isName(name) ? name : "unknown",
-    prompt: previewText(preview, /"prompt"\s*:\s*"((?:[^"\\]|\\.)*)/),
-    duration_ms: call.duration_ms,
-    call_id: call.call_id,
-    success: !call.failed,
-  };
-}
-
-/** Group 1 of `field`: a string in JSON text that may break off anywhere; null: it isn't there. */
-function previewText(preview: string, field: RegExp): string | null {
-  const text = field.exec(preview)?.[1];
-  if (text === undefined) return null;
-  try {
-    return String(JSON.parse(`"${text.replace(/\\u[0-9a-f]{0,3}$/i, "")}"`));
-  } catch {
-    return text; // an escape or a control character that JSON doesn't know: as it was sent
-  }
+/** The subagent behind a task call, as far as the preview of its arguments tells: JSON that may break off anywhere. */
+function agentOfTask(call: TelemetryEvent) {
+  const { session_id, timestamp, duration_ms, call_id, failed, fields } = call;
+  const preview = typeof fields.args === "string" ? fields.args.slice(0, MAX_FACT_CHARS) : "";
+  const read = (pattern: RegExp): string | null =>
+    JSON.parse(pattern.exec(preview)?.[1]?.concat('"') ?? "null");
+  const name = read(/"subagent_type"\s*:\s*("(?:[^"\\\p{Cc}]|\\["\\/bfnrt]|\\u[\da-f]{4})*)"/iu);
+  const prompt = read(/"prompt"\s*:\s*("(?:[^"\\\p{Cc}]|\\["\\/bfnrt]|\\u[\da-f]{4})*)/iu);
+  const subagent_type = isName(name) ? name : "unknown";
+  const data = { subagent_type, prompt, duration_ms, call_id, success: !failed };
+  return parseOwn({ type: "agent_spawn", session_id, data }, timestamp);
 }
 
 const isDeeperThan = (value: unknown, levels: number): boolean =>
@@ -450,9 +425,11 @@ const isDeeperThan = (value: unknown, levels: number): boolean =>
   value !== null &&
   (levels === 0 || Object.values(value).some((part) => isDeeperThan(part, levels - 1)));
 
-function check(name: string, field: Field, value: unknown): void {
-  if (value == null ? field.isRequired : !field.accepts(value))
-    throw invalid(name, field.expected, value);
+function check(declared: Record<string, Field> = {}, fields: Fields, prefix = ""): void {
+  for (const [name, { expected, accepts, isRequired }] of Object.entries(declared)) {
+    const value = fields[name];
+    if (value == null ? isRequired : !accepts(value)) throw invalid(prefix + name, expected, value);
+  }
 }
 
 /** Of a text that was given, which may be long, only the beginning is shown; of JSON its kind. */
@@ -469,67 +446,32 @@ function invalid(name: string, expected: string, value?: unknown): HttpError {
 // ─── Spans ───────────────────────────────────────────────────────────────────
 // The one fold. A span is whatever has a beginning and an end; all events of one call are one span,
 // in whatever order and however often they come. Pure: it knows no database, and counts nothing that
-// couldn't be taken back. Everything that pairs or counts calls does it through these functions.
+// couldn't be taken back.
 
-export type SpanKind = "tool" | "agent" | "model" | "wait";
-
-const HALVES: Partial<Record<EventType, [kind: SpanKind, side: "start" | "end"]>> = {
-  tool_start: ["tool", "start"],
-  tool_use: ["tool", "end"],
-  agent_spawn: ["agent", "start"],
-  agent_complete: ["agent", "end"],
-  model_request: ["model", "start"],
-  model_response: ["model", "end"],
-  input_requested: ["wait", "start"],
-  input_resolved: ["wait", "end"],
-};
-
+const MODEL_SAYS = [
+  "provider",
+  "agent",
+  "first_token_ms",
+  "tokens",
+  "finish_reason",
+  "context_limit",
+];
 /** Which fields of its events a span shows; `text`: the first of them that is there. */
-const SPAN_FIELDS: Record<SpanKind, { name: string; text: string[]; attributes: string[] }> = {
-  tool: { name: "tool", text: ["args"], attributes: ["exit_code", "files"] },
-  agent: { name: "subagent_type", text: ["description", "prompt"], attributes: [] },
-  model: {
-    name: "model",
-    text: [],
-    attributes: ["provider", "agent", "first_token_ms", "tokens", "finish_reason", "context_limit"],
-  },
-  wait: { name: "kind", text: ["detail"], attributes: ["call_id"] },
+const SPAN_FIELDS = {
+  tool: { key: "call_id", name: "tool", text: ["args"], attributes: ["exit_code", "files"] },
+  agent: { key: "call_id", name: "subagent_type", text: ["description", "prompt"], attributes: [] },
+  model: { key: "call_id", name: "model", text: [], attributes: MODEL_SAYS },
+  wait: { key: "request_id", name: "kind", text: ["detail"], attributes: ["call_id"] },
 };
+export type SpanKind = keyof typeof SPAN_FIELDS;
 const MAX_SPAN_TEXT_CHARS = 300; // characters of text and error that a span's row carries; the log has all of them
 
-/** What one event says of its span. */
-type Half = NonNullable<ReturnType<typeof halfOf>>;
-
-/** Null where `type` is none of a span, and for a wait without request_id, which nothing could end. */
-function halfOf(type: EventType, at: number, fields: Fields) {
-  const known = HALVES[type];
-  if (known === undefined) return null;
-  const [kind, side] = known;
-  const key = textOrNull(kind === "wait" ? fields.request_id : fields.call_id);
-  if (kind === "wait" && key === null) return null; // older logs have such
-  const shown = SPAN_FIELDS[kind];
-  const duration_ms = wholeMs(checked(type, fields, "duration_ms"));
-  const { outcome, success, error, cost } = fields;
+/** How it ended, as one of its events says; null: that says nothing of it. */
+function outcomeOf({ type, duration_ms, failed, fields }: TelemetryEvent): Outcome | null {
+  const { outcome, success, error } = fields;
   const saysOutcome = outcome != null || success != null || duration_ms !== null || Boolean(error);
-  const isOver = side === "end" || (type === "agent_spawn" && saysOutcome);
-  // `outcome` decides where it is given, then `success`, then `error`.
-  const isOk = typeof success === "boolean" ? success : !error;
-  const text = shown.text.find((name) => fields[name] != null);
-  const isResponse = type === "model_response";
-  return {
-    ...{ kind, side, key, at, duration_ms },
-    began_at: at - (duration_ms ?? 0),
-    name: textOrNull(fields[shown.name]),
-    waited_ms: type === "tool_use" ? wholeMs(fields.waited_ms) : null,
-    outcome: !isOver ? null : isOutcome(outcome) ? outcome : isOk ? "ok" : "failed",
-    text: text === undefined ? null : spanText(fields[text]),
-    error: error ? spanText(error) : null,
-    child_session_id: kind === "agent" ? textOrNull(fields.child_session_id) : null,
-    // Whole, so that sums are exact in any order.
-    nanodollars: isResponse && typeof cost === "number" ? Math.round(cost * 1e9) : null,
-    tokens: isResponse ? tokenCount(fields.tokens) : null,
-    attributes: shortFields(shown.attributes, fields),
-  };
+  if (DECLARED[type].side !== "end" && !(type === "agent_spawn" && saysOutcome)) return null;
+  return isOutcome(outcome) ? outcome : failed ? "failed" : "ok";
 }
 
 function spanText(value: unknown): string | null {
@@ -540,47 +482,56 @@ function spanText(value: unknown): string | null {
 
 /** A number of tokens: itself, an object's `total`, or the sum of all numbers in it. */
 function tokenCount(value: unknown): number | null {
-  if (typeof value === "number") return Math.round(value);
-  if (!isRecord(value)) return null;
-  if (typeof value.total === "number") return Math.round(value.total);
+  if (!isRecord(value)) return whole(value);
+  if (typeof value.total === "number") return whole(value.total);
   const parts = Object.values(value).flatMap((part) => tokenCount(part) ?? []);
   return parts.length === 0 ? null : parts.reduce((sum, part) => sum + part);
 }
 
-type StoredHalf = Half & Id & { data: string };
-type Halves = { start: StoredHalf | null; end: StoredHalf | null };
+/** The events of a span that count; at least one is there. */
+type Halves = { start: LoggedEvent | null; end: LoggedEvent | null };
+const NO_HALVES: Halves = { start: null, end: null };
 
-/** `span` with `half`: the earliest start counts, and the latest end; at the same time that of the greater `data`. */
-function merge(span: Halves, half: StoredHalf): Halves {
-  const { side, at, data } = half;
-  const known = span[side] ?? { at: side === "end" ? -Infinity : Infinity, data };
-  const lead_ms = side === "end" ? at - known.at : known.at - at;
-  return lead_ms > 0 || (lead_ms === 0 && data > known.data) ? { ...span, [side]: half } : span;
+/** `span` with `event`: the earliest start counts, and the latest end; at the same time that of the greater `data`. */
+function merge(span: Halves, event: LoggedEvent): Halves {
+  const { side = "end" } = DECLARED[event.type];
+  const known = span[side] ?? { timestamp: side === "end" ? -Infinity : Infinity, data: "" };
+  const later_ms = event.timestamp - known.timestamp;
+  const lead_ms = side === "end" ? later_ms : -later_ms;
+  const leads = lead_ms > 0 || (lead_ms === 0 && event.data > known.data);
+  return leads ? { ...span, [side]: event } : span;
 }
 
-type SpanKey = Pick<Half, "kind" | "key"> & { session_id: string };
+type SpanKey = { session_id: string; kind: SpanKind; key: string | null };
 type SpanRow = ReturnType<typeof spanRow>;
 
-/** A span as the store keeps it: the columns of its row. At least one half is there. */
-function spanRow(span: SpanKey & Id, { start, end }: Halves, changed_id: number, is_paired = 0) {
-  const { id, session_id, kind, key } = span;
-  const started_at = Math.min(start?.began_at ?? Infinity, end?.began_at ?? Infinity);
-  // A spawn that failed on the spot has failed, whatever its completion says.
-  const outcome = (end?.outcome === "ok" ? start?.outcome : null) ?? end?.outcome ?? start?.outcome;
+/** A span as the store keeps it: the columns of its row. */
+function spanRow({ id, session_id, kind, key }: SpanKey & Id, halves: Halves, changed_id: number) {
+  const { start, end } = halves;
+  const first = (name: string) => start?.fields[name] ?? end?.fields[name];
+  const last = (name: string) => end?.fields[name] ?? start?.fields[name];
+  const beganAt = (event: LoggedEvent | null) =>
+    event ? event.timestamp - (event.duration_ms ?? 0) : Infinity;
+  const started_at = Math.min(beganAt(start), beganAt(end));
+  const [began, outcome] = [start && outcomeOf(start), end && outcomeOf(end)];
+  const shown = SPAN_FIELDS[kind];
   return {
     ...{ id, session_id, kind, key, started_at }, // id: of its first stored event
-    name: start?.name ?? end?.name ?? (kind === "wait" ? "input" : "unknown"),
-    ended_at: end?.at ?? (start?.outcome ? start.at : null), // null: open
+    ended_at: end?.timestamp ?? (began && start ? start.timestamp : null), // null: open
+    name: textOrNull(first(shown.name)) ?? (kind === "wait" ? "input" : "unknown"),
     duration_ms:
-      end?.duration_ms ?? start?.duration_ms ?? (start && end ? end.at - started_at : null),
-    waited_ms: end?.waited_ms ?? null,
-    outcome: outcome ?? null,
-    text: start?.text ?? end?.text ?? null,
-    error: end?.error ?? start?.error ?? null,
-    child_session_id: start?.child_session_id ?? end?.child_session_id ?? null,
-    ...{ nanodollars: end?.nanodollars ?? null, tokens: end?.tokens ?? null },
-    attributes: JSON.stringify({ ...start?.attributes, ...end?.attributes }),
-    ...{ start_id: start?.id ?? null, end_id: end?.id ?? null, is_paired, changed_id },
+      end?.duration_ms ?? start?.duration_ms ?? (start && end ? end.timestamp - started_at : null),
+    waited_ms: kind === "tool" ? whole(end?.fields.waited_ms) : null,
+    // A spawn that failed on the spot has failed, whatever its completion says.
+    outcome: (outcome === "ok" ? began : null) ?? outcome ?? began,
+    text: spanText(shown.text.map(first).find((text) => text != null)),
+    error: spanText(end?.fields.error || start?.fields.error || null),
+    child_session_id: kind === "agent" ? textOrNull(first("child_session_id")) : null,
+    nanodollars: kind === "model" ? whole(end?.fields.cost, 1e9) : null,
+    tokens: kind === "model" ? tokenCount(end?.fields.tokens) : null,
+    attributes: JSON.stringify(shortFields(shown.attributes, last)),
+    ...{ start_id: start?.id ?? null, end_id: end?.id ?? null, changed_id },
+    is_paired: kind === "agent" && end?.call_id === null ? 1 : 0,
   };
 }
 
@@ -643,10 +594,8 @@ function percentile(steps: Steps, share: number): number | null {
 
 const APPLICATION_ID = 0x50414f42; // "PAOB" in the header of the file: SQLite's way to tell whose database it is
 
-/**
- * Each entry brings the schema to the version of its index + 1 (PRAGMA user_version): a change appends one.
- * What is in `unfolded` is folded anew from the log, after sessions, spans, span_keys and usage were emptied.
- */
+// Each brings the schema to the version of its index + 1 (PRAGMA user_version): a change appends one. What is
+// in `unfolded` is folded anew from the log, after sessions, spans, span_keys and usage were emptied.
 const MIGRATIONS = [
   `PRAGMA application_id = ${APPLICATION_ID};
    CREATE TABLE events (
@@ -667,15 +616,12 @@ const MIGRATIONS = [
 
   `DROP INDEX IF EXISTS events_client_id; DROP INDEX IF EXISTS events_type; DROP INDEX IF EXISTS events_agent_call;
    DROP TABLE IF EXISTS sessions; DROP TABLE IF EXISTS usage;
-   -- A client's id counts within its session.
    CREATE UNIQUE INDEX events_client_id ON events (client_id, session_id) WHERE client_id IS NOT NULL;
    CREATE INDEX events_type ON events (type) -- most events are of these four: a page of one is found without
      WHERE type <> 'tool_use' AND type <> 'tool_start' AND type <> 'model_request' AND type <> 'model_response';
    CREATE INDEX events_pairing ON events (session_id, name, timestamp) WHERE type = 'agent_complete' AND call_id IS NULL;
    CREATE INDEX events_cuts ON events (session_id, timestamp, type) WHERE type = 'session_end' OR type = 'turn_start';
    CREATE INDEX events_errors ON events (timestamp) WHERE type = 'session_error';
-
-   -- Sessions, spans, span_keys and usage are made from the log: \`foldAnew\` does it again.
    CREATE TABLE sessions (
      id            TEXT PRIMARY KEY, parent_id TEXT, sender TEXT,
      is_over       INTEGER,                      -- NULL: deleted, and its events are going
@@ -757,7 +703,7 @@ const MAX_RETOLD = 500; // open spans of one session that are told again because
 type Id = { id: number };
 /** An event that is in the log, and how the log has it. */
 type LoggedEvent = TelemetryEvent & Id;
-type LogRow = Omit<LoggedEvent, "half" | "facts" | "implied" | "failed"> & { failed: number };
+type LogRow = Omit<LoggedEvent, "fields" | "facts" | "implied" | "failed"> & { failed: number };
 type Shown = "id" | "session_id" | "timestamp" | "duration_ms" | "data";
 /** What a client gets of it; `started_at`: of its session, where it is a session_end, else null. */
 export type StoredEvent = Pick<LogRow, Shown> & { type: string; started_at: number | null };
@@ -765,9 +711,8 @@ export type StoredEvent = Pick<LogRow, Shown> & { type: string; started_at: numb
 type Binds = Record<string, string | number | boolean | null>;
 type Sql = ReturnType<typeof createSql>;
 
-/** Prepares statements, each once: Bun keeps them by their text. */
+Database.MAX_QUERY_CACHE_SIZE = 200; // each statement is prepared once: Bun keeps them by their text
 function createSql(db: Database) {
-  Database.MAX_QUERY_CACHE_SIZE = 200;
   return <Row>(text: string) => db.query<Row, Binds>(text);
 }
 
@@ -790,15 +735,14 @@ const PERIODS_MS = [MINUTE_MS, HOUR_MS];
 const MAX_CACHED_CELLS = 2_000; // cells that are kept at hand: those of now, so that a batch reads none
 
 const NO_USAGE = { count: 0, timed: 0, total_ms: 0, waited_ms: 0, errors: 0 };
-type Sums = typeof NO_USAGE;
 type UsageKey = { kind: string; period_ms: number; start: number; name: string };
-type UsageRow = UsageKey & Sums & { steps: string };
-type Cell = { key: UsageKey; sums: Sums; steps: Steps };
+type UsageRow = UsageKey & typeof NO_USAGE & { steps: string };
+type Cell = { key: UsageKey; sums: typeof NO_USAGE; steps: Steps };
 type Usage = ReturnType<typeof createUsage>;
 
-const toCell = ({ count, timed, total_ms, waited_ms, errors, steps, ...key }: UsageRow): Cell => ({
-  key,
-  sums: { count, timed, total_ms, waited_ms, errors },
+const toCell = ({ kind, period_ms, start, name, steps, ...sums }: UsageRow): Cell => ({
+  key: { kind, period_ms, start, name },
+  sums,
   steps: JSON.parse(steps),
 });
 
@@ -808,62 +752,51 @@ function createUsage(sql: Sql) {
   const select = sql<UsageRow>(`
     SELECT * FROM usage WHERE (${key}) = ($kind, $period_ms, $start, $name)`);
   const write = upsert(sql, "usage", key);
+  const selectCutoff = sql<{ cutoff: number }>("SELECT cutoff FROM watermark");
   const cached = new Map<string, Cell>();
   const changed = new Set<Cell>();
-  let cutoff = 0;
 
-  /** After a transaction that was undone, or rows that were deleted. */
-  function forget(): void {
-    cached.clear();
-    changed.clear();
-    cutoff = sql<{ cutoff: number }>("SELECT cutoff FROM watermark").get({})?.cutoff ?? 0;
-  }
-  forget();
-
-  /** The cell that counts what was at `at`; null: it is deleted, so nothing counts or is taken back. */
-  function open(kind: string, period_ms: number, at: number, name: string): Cell | null {
+  /** The cell that counts what was at `at`, from now on among those that changed. */
+  function open(kind: string, period_ms: number, at: number, name: string): Cell {
     const start = at - (at % period_ms);
-    if (start + period_ms <= cutoff) return null;
+    const key = { kind, period_ms, start, name };
     const text = `${kind} ${period_ms} ${start} ${name}`;
-    let cell = cached.get(text);
-    if (cell === undefined) {
-      const key = { kind, period_ms, start, name };
-      cell = toCell(select.get(key) ?? { ...key, ...NO_USAGE, steps: "{}" });
-      cached.set(text, cell);
-    }
+    const cell =
+      cached.get(text) ?? toCell(select.get(key) ?? { ...key, ...NO_USAGE, steps: "{}" });
+    cached.set(text, cell);
     changed.add(cell);
     return cell;
   }
 
   return {
-    forget,
     add({ kind, name, at, usage, step }: ReturnType<typeof contribution>, sign: number): void {
       for (const period_ms of PERIODS_MS) {
-        const cell = open(kind, period_ms, at, name);
-        if (cell === null) continue;
-        addTo(cell.sums, usage, sign);
-        if (step !== null) cell.steps[step] = (cell.steps[step] ?? 0) + sign;
+        const { sums, steps } = open(kind, period_ms, at, name);
+        addTo(sums, usage, sign);
+        if (step !== null) steps[step] = (steps[step] ?? 0) + sign;
       }
     },
     /** Events of any kind, and errors. */
-    addActivity(at: number, count: number, errors: number): void {
-      const sums = open("", MINUTE_MS, at, "")?.sums;
-      if (sums) addTo(sums, { count, errors });
-    },
+    addActivity: (at: number, count: number, errors: number) =>
+      addTo(open("", MINUTE_MS, at, "").sums, { count, errors }),
     flush(): void {
+      const { cutoff = 0 } = selectCutoff.get({}) ?? {};
+      // Of what is deleted nothing counts or is taken back.
       for (const { key, sums, steps } of changed)
-        write.run({ ...key, ...sums, steps: JSON.stringify(steps) });
+        if (key.start + key.period_ms > cutoff)
+          write.run({ ...key, ...sums, steps: JSON.stringify(steps) });
       changed.clear();
-      if (cached.size > MAX_CACHED_CELLS) forget();
+      if (cached.size > MAX_CACHED_CELLS) cached.clear();
     },
+    forget: () => [cached, changed].forEach((known) => known.clear()),
   };
 }
 
 // -- Sessions
 
 /** What a session's events say, in whatever order: all that its row is made of. Times of 0: none. */
-const newFold = (id: string, deleted_to = 0) => ({
-  ...{ id, deleted_to, changed_id: 0 }, // see the schema
+const newFold = (id: string) => ({
+  ...{ id, deleted_to: 0 }, // see the schema
   started_at: Number.MAX_SAFE_INTEGER,
   ...{ last_event_at: 0, last_end_at: 0, last_model_at: 0 },
   last_activity_at: 0, // any event but session_end and session_update
@@ -880,6 +813,7 @@ const newFold = (id: string, deleted_to = 0) => ({
   ...{ tokens: null as number | null, cost: null as number | null },
 });
 type SessionFold = ReturnType<typeof newFold>;
+type Cut = { at: number; type: string };
 
 const isOver = ({ last_end_at, last_activity_at }: SessionFold) =>
   last_end_at > 0 && last_end_at >= last_activity_at;
@@ -890,8 +824,10 @@ const MAX_CACHED_SESSIONS = 1_000; // sessions whose rows are kept at hand: thos
 function createSessions(sql: Sql, usage: Usage) {
   const select = sql<{ fold: string }>("SELECT fold FROM sessions WHERE id = $id");
   const write = upsert(sql, "sessions", "id");
+  // A row that is told otherwise from event $head on, although that is of another session.
+  const mark = sql("UPDATE sessions SET changed_id = $head WHERE id = $id");
   const cuts = (comparison: string, order: string) =>
-    sql<{ at: number; type: string }>(`SELECT timestamp AS at, type FROM events
+    sql<Cut>(`SELECT timestamp AS at, type FROM events
        WHERE session_id = $session_id AND (type = 'session_end' OR type = 'turn_start')
          AND (timestamp, type) ${comparison} ($timestamp, $type) AND id < $id AND id > $deleted_to
        ORDER BY timestamp ${order}, type ${order} LIMIT 1`);
@@ -900,39 +836,35 @@ function createSessions(sql: Sql, usage: Usage) {
   const cached = new Map<string, SessionFold>();
   const touched = new Map<string, number>(); // by id: the time of the last event before this batch
 
-  function touch(fold: SessionFold): SessionFold {
-    cached.set(fold.id, fold);
-    touched.set(fold.id, fold.last_event_at);
+  /** Whoever asks for a session changes it. */
+  function open(id: string): SessionFold {
+    const fold: SessionFold =
+      cached.get(id) ?? JSON.parse(select.get({ id })?.fold ?? "null") ?? newFold(id);
+    cached.set(id, fold);
+    if (!touched.has(id)) touched.set(id, fold.last_event_at);
     return fold;
   }
-  /** Whoever asks for a session changes it; null: there is none. */
-  function find(id: string): SessionFold | null {
-    const fold = cached.get(id) ?? JSON.parse(select.get({ id })?.fold ?? "null");
-    return fold === null || touched.has(id) ? fold : touch(fold);
-  }
-  const open = (id: string) => find(id) ?? touch(newFold(id));
-  /** Its row is told otherwise from event `head` on, although it has none itself. */
-  const mark = (id: string, head: number) => Object.assign(find(id) ?? {}, { changed_id: head });
 
   /** Work is from a turn_start to the next cut, and before the first session_end: see `toSession`. */
   function cut(fold: SessionFold, { id, type, timestamp, session_id }: LoggedEvent): void {
-    const here = { id, type, timestamp, session_id, deleted_to: fold.deleted_to };
-    const before = selectCutBefore.get(here);
-    const after = selectCutAfter.get(here)?.at ?? null;
-    const work = (from: typeof before, to: number | null) =>
-      from?.type === "turn_start" && to !== null ? to - from.at : 0;
-    fold.worked_ms += work(before, timestamp) - work(before, after);
-    fold.worked_ms += work({ at: timestamp, type }, after);
+    const binds = { id, type, timestamp, session_id, deleted_to: fold.deleted_to };
+    const here = { at: timestamp, type };
+    const before = selectCutBefore.get(binds);
+    const after = selectCutAfter.get(binds);
+    const work = (from: Cut | null, to: Cut | null) =>
+      from?.type === "turn_start" && to ? to.at - from.at : 0;
+    fold.worked_ms += work(before, here) + work(here, after) - work(before, after);
     if (before === null) fold.first_end_at = type === "session_end" ? timestamp : 0;
-    if (after === null) fold.last_cut = { at: timestamp, type };
+    if (after === null) fold.last_cut = here;
     if (type === "turn_start") fold.turn_count++;
   }
 
   return {
     ...{ touched, open, mark },
-    /** One more event of its session, which is in the log. */
+    /** One more event that is in the log. */
     add(event: LoggedEvent): void {
       const { type, timestamp: at, facts } = event;
+      const { kind } = DECLARED[type];
       const fold = open(event.session_id);
       fold.event_count++;
       fold.started_at = Math.min(fold.started_at, at);
@@ -941,25 +873,24 @@ function createSessions(sql: Sql, usage: Usage) {
       else if (type !== "session_update")
         fold.last_activity_at = Math.max(fold.last_activity_at, at);
       if (type === "session_end" || type === "turn_start") cut(fold, event);
-      if (event.half?.kind === "model") fold.last_model_at = Math.max(fold.last_model_at, at);
-      const { retry } = fold;
-      if (type === "retry" && (at > retry.at || (at === retry.at && event.data > retry.data)))
-        fold.retry = { at, data: event.data };
+      if (kind === "model") fold.last_model_at = Math.max(fold.last_model_at, at);
+      const isNewer = at > fold.retry.at || (at === fold.retry.at && event.data > fold.retry.data);
+      if (type === "retry" && isNewer) fold.retry = { at, data: event.data };
       for (const name in facts) {
         const [since, known] = fold.facts[name] ?? [-1, null];
         // At the same time the greater text, so that the order of arrival doesn't matter.
         if (at > since || (at === since && JSON.stringify(facts[name]) > JSON.stringify(known)))
           fold.facts[name] = [at, facts[name]];
       }
-      const errors = event.failed && type !== "session_error" && !(type in HALVES) ? 1 : 0;
+      const errors = event.failed && !kind && type !== "session_error" ? 1 : 0;
       if (type === "session_error") fold.own_errors++;
       fold.error_count += errors;
       usage.addActivity(at, 1, errors);
     },
     /** Events up to `deleted_to` are as good as gone, and it with them. */
-    empty: (id: string, deleted_to: number) => void touch(newFold(id, deleted_to)),
+    empty: (id: string, deleted_to: number) =>
+      void Object.assign(open(id), newFold(id), { deleted_to }),
     flush(head: number): void {
-      // A map gives what is added while it is read, too: parents are marked.
       for (const id of touched.keys()) {
         const fold = open(id);
         const { facts, parent_id, model_tokens, model_nanodollars } = fold;
@@ -968,10 +899,10 @@ function createSessions(sql: Sql, usage: Usage) {
         fold.tokens = tokenCount(facts.tokens?.[1]) ?? (fold.told_tokens > 0 ? model_tokens : null);
         fold.parent_id = textOrNull(facts.parent_session_id?.[1]);
         fold.sender = textOrNull(facts.sender?.[1]);
-        if (parent_id !== null && parent_id !== fold.parent_id) mark(parent_id, head);
+        if (parent_id !== null && parent_id !== fold.parent_id) mark.run({ id: parent_id, head });
         const is_over = fold.event_count > 0 ? isOver(fold) : null;
         const { facts: _, retry: __, last_cut: ___, ...columns } = fold;
-        write.run({ ...columns, is_over, fold: JSON.stringify(fold) });
+        write.run({ ...columns, is_over, changed_id: 0, fold: JSON.stringify(fold) });
       }
       touched.clear();
       if (cached.size > MAX_CACHED_SESSIONS) cached.clear();
@@ -990,9 +921,7 @@ const keyText = ({ session_id: id, kind, key }: SpanKey) => `${id.length} ${id} 
 /** A span that a batch touches; `old`: as it was before; null: it wasn't. */
 type TouchedSpan = { old: SpanRow | null; row: SpanRow; halves: Halves };
 
-type Sessions = ReturnType<typeof createSessions>;
-
-function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
+function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usage: Usage) {
   const selectById = sql<SpanRow>(FIND_SPAN);
   const selectEvent = sql<LogRow>("SELECT * FROM events WHERE id = $id");
   const write = upsert(sql, "spans", "id");
@@ -1008,7 +937,7 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
     SELECT id FROM span_keys WHERE session_id = $session_id AND key = $key AND kind = $kind`);
   const unkeyed = `SELECT session_id, key, kind, id FROM spans
      WHERE id >= (SELECT keyed_from FROM watermark) AND key IS NOT NULL`;
-  const touched = new Map<string | number, TouchedSpan>(); // by the text of their key, or by the id of those without
+  const touched = new Map<number, TouchedSpan>(); // by id
   const groups = new Map<string, [session_id: string, name: string | null]>(); // agents of a type, to be paired anew
   const recent = new Map<string, number>(); // ids of spans by the text of their key, until the table has it
 
@@ -1023,26 +952,19 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
   const pairLater = (session_id: string, name: string | null) =>
     void groups.set(`${session_id.length} ${session_id} ${name}`, [session_id, name]);
 
-  function storedHalf(id: number | null): StoredHalf | null {
-    const row = id === null ? null : selectEvent.get({ id });
-    const half = row && restoreEvent(row).half;
-    return row && half && { ...half, id: row.id, data: row.data };
-  }
-
-  /** The span of `row`, from now on touched as `mapKey`; null: it is deleted, or there is none. */
-  function load(row: SpanRow | null, mapKey: string | number): TouchedSpan | null {
+  /** The span of `row`, from now on touched; null: it is deleted, or there is none. */
+  function load(row: SpanRow | null): TouchedSpan | null {
     if (row === null || row.id <= sessions.open(row.session_id).deleted_to) return null;
-    const end = row.is_paired ? null : storedHalf(row.end_id);
-    const span = { old: row, row, halves: { start: storedHalf(row.start_id), end } };
-    touched.set(mapKey, span);
+    const ids = row.is_paired ? [row.start_id] : [row.start_id, row.end_id];
+    const events = ids.flatMap((id) => selectEvent.get({ id }) ?? []);
+    const span = { old: row, row, halves: events.map(restoreEvent).reduce(merge, NO_HALVES) };
+    touched.set(row.id, span);
     return span;
   }
 
-  function find(key: SpanKey, text = keyText(key)): TouchedSpan | null {
-    const known = touched.get(text);
-    if (known !== undefined) return known;
-    const id = recent.get(text) ?? selectKey.get(key)?.id;
-    return id === undefined ? null : load(selectById.get({ id }), text);
+  function find(key: SpanKey): TouchedSpan | null {
+    const id = recent.get(keyText(key)) ?? selectKey.get(key)?.id;
+    return id === undefined ? null : (touched.get(id) ?? load(selectById.get({ id })));
   }
 
   /** Agents of a type, in the order of their starts, get the completions without a call_id, in theirs. */
@@ -1052,29 +974,29 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
     if (ends.length === 0) return;
     const left = ends.values();
     for (const row of selectUnended.all({ session_id, name })) {
-      const mapKey = row.key === null ? row.id : keyText(row);
-      const span = touched.get(mapKey) ?? load(row, mapKey);
+      const span = touched.get(row.id) ?? load(row);
       if (span === null) continue;
       const { start } = span.halves;
       // The next that isn't older; one that was there before any of them is nobody's.
-      const end = left.find(({ timestamp }) => start !== null && timestamp >= start.at)?.id ?? null;
-      if (span.row.end_id === end) continue;
-      span.row = spanRow(span.row, { start, end: storedHalf(end) }, head, end === null ? 0 : 1);
+      const end = left.find(({ timestamp }) => start !== null && timestamp >= start.timestamp);
+      if (span.row.end_id === (end?.id ?? null)) continue;
+      span.row = spanRow(span.row, { start, end: end ? restoreEvent(end) : null }, head);
       write.run(span.row);
     }
   }
 
   /** Moves what a span counts for from what it was to what it is. */
   function count({ old, row }: TouchedSpan, head: number): void {
-    const isCall = row.kind === "tool" && row.key !== null && (hasErred(old) || hasErred(row));
-    const agent = isCall ? find({ ...row, kind: "agent" }) : null;
+    const errs = row.key !== null && (hasErred(old) || hasErred(row));
+    // One cause, one error: an agent's is that of its call, too, which may be long stored, and is counted again.
+    if (errs && row.kind === "agent") find({ ...row, kind: "tool" });
+    const agent = errs && row.kind === "tool" ? find({ ...row, kind: "agent" }) : null;
     const before = old && contribution(old, hasErred(agent?.old ?? null));
     const after = contribution(row, hasErred(agent?.row ?? null));
-    if (row === old && before?.usage.errors === after.usage.errors) return;
     const session = sessions.open(row.session_id);
     for (const sign of [-1, 1]) {
       const part = sign === 1 ? after : before;
-      if (part === null || (part.usage.count === 0 && part.usage.errors === 0)) continue;
+      if (part === null) continue;
       addTo(session, part.session, sign);
       if (part.kind !== "wait") usage.add(part, sign);
       const errors = part.session.error_count;
@@ -1082,22 +1004,23 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
     }
     // Its agent's failure makes a child's own errors none.
     for (const span of hasErred(old) || hasErred(row) ? [old, row] : [])
-      if (span?.child_session_id) sessions.mark(span.child_session_id, head);
+      if (span?.child_session_id) sessions.mark.run({ id: span.child_session_id, head });
   }
 
   return {
     forget,
-    /** One more event that is in the log, with its half. */
-    add({ session_id, data, id }: LoggedEvent, half: Half): void {
-      const { kind, key, name, side } = half;
-      if (key === null && kind === "agent" && side === "end") return pairLater(session_id, name);
+    add(event: LoggedEvent): void {
+      const { session_id, type, name, id } = event;
+      const { kind } = DECLARED[type];
+      const key = kind ? textOrNull(event.fields[SPAN_FIELDS[kind].key]) : null;
+      if (kind === undefined || (kind === "wait" && key === null)) return; // older logs have such waits
+      if (type === "agent_complete" && key === null) return pairLater(session_id, name);
       const span = { session_id, kind, key, id };
-      const text = key === null ? null : keyText(span);
-      const known = text === null ? null : find(span, text);
-      const halves = merge(known?.halves ?? { start: null, end: null }, { ...half, id, data });
+      const known = key === null ? null : find(span);
+      const halves = merge(known?.halves ?? NO_HALVES, event);
       const row = spanRow(known?.row ?? span, halves, id);
-      touched.set(text ?? id, { old: known?.old ?? null, row, halves });
-      if (known === null && text !== null) recent.set(text, id);
+      touched.set(row.id, { old: known?.old ?? null, row, halves });
+      if (known === null && key !== null) recent.set(keyText(span), id);
     },
     /** Writes what was added, pairs what is to be paired, and moves the counts from old to new. */
     flush(head: number): void {
@@ -1109,10 +1032,6 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
         if (old !== null) pairLater(old.session_id, old.name);
       }
       for (const [session_id, name] of groups.values()) pair(session_id, name, head);
-      // One cause, one error: an agent's is that of its call, too, which may be long stored.
-      for (const { old, row } of touched.values())
-        if (row.kind === "agent" && row.key !== null && hasErred(old) !== hasErred(row))
-          find({ ...row, kind: "tool" });
       for (const span of touched.values()) count(span, head);
       touched.clear();
       groups.clear();
@@ -1130,42 +1049,43 @@ function createSpans(sql: Sql, sessions: Sessions, usage: Usage) {
 const SENDER_INTERVAL_MS = 10 * SECOND_MS; // of a sender that hasn't said its own
 const MISSED_INTERVALS = 3; // of silence, after which a sender is lost
 const MAX_SENDERS = 10_000;
+const UNSAID = { every_ms: null, name: null, version: null };
 
 type Sender = Heard & { heard_at: number; back_at: number };
 type Sent = Pick<SessionFold, "sender" | "last_event_at">;
+type Senders = ReturnType<typeof createSenders>;
 
 /** After a start, at `startedAt`, each sender has its intervals to be heard. */
 function createSenders(startedAt: number) {
   const senders = new Map<string, Sender>();
   const unheardAt = startedAt + MISSED_INTERVALS * SENDER_INTERVAL_MS;
 
-  /** When the sender of a session was, or will be, lost. Where that isn't heard, it was soon after its last event. */
-  function lostAt({ sender, last_event_at }: Sent, now: number): number {
-    const known = senders.get(sender ?? "");
+  /** When a session was, or will be, stale: its sender lost, or where it has none, itself silent for too long. */
+  function staleAt({ sender, last_event_at }: Sent, isOpen: boolean, now: number): number {
+    if (sender === null) return last_event_at + (isOpen ? STALE_OPEN_MS : STALE_MS);
+    const known = senders.get(sender);
     if (known === undefined && now < unheardAt) return Infinity;
-    const { every_ms = null, heard_at = 0, bye = false } = known ?? {};
-    const silence_ms = MISSED_INTERVALS * (every_ms ?? SENDER_INTERVAL_MS);
-    return Math.max(heard_at, last_event_at) + (bye ? 0 : silence_ms);
+    const silence_ms = MISSED_INTERVALS * (known?.every_ms ?? SENDER_INTERVAL_MS);
+    // One that isn't heard was lost soon after the session's last event.
+    return Math.max(known?.heard_at ?? 0, last_event_at) + (known?.bye ? 0 : silence_ms);
   }
+  const isLost = (sender: string, now: number) =>
+    staleAt({ sender, last_event_at: 0 }, false, now) <= now;
 
   /** That `sender` lives, and what it says of itself. @returns whether it is new */
   function hear(sender: string, now: number, said?: Heard): boolean {
     const known = senders.get(sender);
-    const isBack = known === undefined || lostAt({ sender, last_event_at: 0 }, now) <= now;
+    const back_at = known && !isLost(sender, now) ? known.back_at : now; // a new one's sessions may have been told as lost
+    const what = said?.bye === false ? said : (known ?? UNSAID); // a bye says no more than that
     senders.delete(sender); // to be the last: the first was heard least lately
-    const bye = said?.bye ?? false;
-    const back_at = isBack ? now : known.back_at; // a new one's, too: its sessions may have been told as lost
-    const every_ms = said?.every_ms ?? known?.every_ms ?? null;
-    const name = said?.name ?? known?.name ?? null;
-    const version = said?.version ?? known?.version ?? null;
-    senders.set(sender, { sender, every_ms, name, version, bye, heard_at: now, back_at });
+    senders.set(sender, { ...what, sender, bye: said?.bye ?? false, heard_at: now, back_at });
     const [oldest = ""] = senders.keys();
     if (senders.size > MAX_SENDERS) senders.delete(oldest);
     return known === undefined;
   }
 
   return {
-    ...{ lostAt, hear },
+    ...{ staleAt, hear },
     /** In an event of `at`: one of long ago, or of before its bye, doesn't say that a sender lives. */
     hearIn(sender: string, at: number, now: number): void {
       const known = senders.get(sender);
@@ -1175,13 +1095,13 @@ function createSenders(startedAt: number) {
     /** Whether a session is told otherwise than at `from`: its sender was lost since, or came back. */
     isTurned(session: Sent, from: number, now: number): boolean {
       const back_at = senders.get(session.sender ?? "")?.back_at ?? unheardAt;
-      return [back_at, lostAt(session, now)].some((at) => at > from && at <= now);
+      return [back_at, staleAt(session, false, now)].some((at) => at > from && at <= now);
     },
     listSenders: (now: number) =>
-      [...senders.values()].map(({ heard_at, back_at: _, bye, ...said }) => ({
+      [...senders.values()].map(({ heard_at, back_at: _, bye: __, ...said }) => ({
         ...said,
         last_heard_at: iso(heard_at),
-        is_lost: lostAt({ sender: said.sender, last_event_at: 0 }, now) <= now,
+        is_lost: isLost(said.sender, now),
       })),
   };
 }
@@ -1194,7 +1114,7 @@ export type Receipt = { ids: number[]; stored: number };
 const FOLDED_ROWS = 2_000; // events in one transaction of `foldAnew`
 const PROGRESS_MS = 2 * SECOND_MS; // between two lines in the log that say how far it is
 
-function createWriter(db: Database, sql: Sql, senders: ReturnType<typeof createSenders>) {
+function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "info">) {
   const insertEvent = sql(`
      INSERT INTO events (client_id, session_id, type, timestamp, name, call_id, duration_ms, failed, data)
      VALUES ($client_id, $session_id, $type, $timestamp, $name, $call_id, $duration_ms, $failed, $data)
@@ -1216,7 +1136,7 @@ function createWriter(db: Database, sql: Sql, senders: ReturnType<typeof createS
     const head = events.at(-1)?.id ?? 0;
     for (const event of events) {
       sessions.add(event);
-      if (event.half !== null) spans.add(event, event.half);
+      spans.add(event);
       if (event.type === "session_end") ended.add(event.session_id);
     }
     spans.flush(head);
@@ -1224,9 +1144,9 @@ function createWriter(db: Database, sql: Sql, senders: ReturnType<typeof createS
     for (const [id, lastKnownAt] of sessions.touched) {
       const { last_event_at, sender } = sessions.open(id);
       const known = { sender, last_event_at: lastKnownAt };
-      const wasLost = sender !== null && senders.lostAt(known, now) <= now;
-      const silent_ms = lastKnownAt === 0 ? 0 : Math.max(now, last_event_at) - lastKnownAt;
-      if (ended.has(id) || wasLost || silent_ms >= STALE_MS) tellOpen.run({ id, head });
+      const wasStale =
+        lastKnownAt > 0 && senders.staleAt(known, false, now) <= Math.max(now, last_event_at);
+      if (ended.has(id) || wasStale) tellOpen.run({ id, head });
     }
     sessions.flush(head);
     usage.flush();
@@ -1247,7 +1167,7 @@ function createWriter(db: Database, sql: Sql, senders: ReturnType<typeof createS
 
   /** Adds what is new of `event` to `added`. @returns its id */
   function insert(event: TelemetryEvent, added: LoggedEvent[]): number {
-    const { facts: _, half: __, implied, ...row } = event;
+    const { facts: _, fields: __, implied, ...row } = event;
     // A line of the export, posted back to where it came from.
     const exported = /^\d{15,16}$/.test(row.client_id ?? "") ? selectExported.get(row) : null;
     if (exported !== null) return exported.id;
@@ -1259,54 +1179,65 @@ function createWriter(db: Database, sql: Sql, senders: ReturnType<typeof createS
     return id;
   }
 
+  /** Folds what an earlier version has logged, in steps that a killed process need not repeat. */
+  function foldAnew(): void {
+    const selectProgress = sql<{ done: number; total: number }>(`
+      SELECT TOTAL(id < next_id) AS done, COUNT(*) AS total FROM unfolded CROSS JOIN events`);
+    const selectPage = sql<LogRow>(`
+      SELECT * FROM events WHERE id >= (SELECT next_id FROM unfolded) ORDER BY id LIMIT ${FOLDED_ROWS}`);
+    let { done, total } = selectProgress.get({}) ?? { done: 0, total: 0 };
+    for (let saidAt = -Infinity; done < total;) {
+      if (performance.now() - saidAt >= PROGRESS_MS) {
+        saidAt = performance.now();
+        log.info(`new schema: ${done} of ${total} events folded`);
+      }
+      commit(() => {
+        const page = selectPage.all({}).map(restoreEvent);
+        fold(page, 0);
+        sql("UPDATE unfolded SET next_id = $id + 1").run({ id: page.at(-1)?.id ?? 0 });
+        done += page.length;
+      });
+    }
+    db.run("DELETE FROM unfolded");
+  }
+  foldAnew();
+
+  // Kept beside the tables: counting ten million rows takes a second.
+  const stored = sql<{ events: number }>(`
+    SELECT TOTAL(event_count) + (
+       SELECT COUNT(*) FROM sessions JOIN events ON session_id = sessions.id AND events.id <= deleted_to
+       WHERE deleted_to > 0) AS events
+     FROM sessions`).get({}) ?? { events: 0 };
+
   return {
-    ...{ sessions, commit, forget },
+    ...{ sessions, stored, commit, forget },
     /**
      * Stores the events of `posts` in one transaction: all, or none and the error of SQLite. An event
      * whose id is known in its session adds nothing; it is answered with the id first given.
-     *
      * @returns a receipt per post, and how many events were new
      */
-    append: (posts: TelemetryEvent[][], now = Date.now()) =>
-      commit(() => {
-        const added: LoggedEvent[] = [];
+    append(posts: TelemetryEvent[][], now = Date.now()) {
+      const added: LoggedEvent[] = [];
+      const receipts = commit(() => {
         const receipts = posts.map((events): Receipt => {
           const before = added.length;
           const ids = events.map((event) => insert(event, added));
           return { ids, stored: added.length - before };
         });
         fold(added, now);
-        for (const { facts, timestamp } of added)
-          if (typeof facts?.sender === "string") senders.hearIn(facts.sender, timestamp, now);
-        return { receipts, eventCount: added.length };
-      }),
-    /** Folds what an earlier version has logged, in steps that a killed process need not repeat. */
-    foldAnew(log: Pick<Log, "info">): void {
-      const selectProgress = sql<{ done: number; total: number }>(`
-        SELECT TOTAL(id < next_id) AS done, COUNT(*) AS total FROM unfolded CROSS JOIN events`);
-      const selectPage = sql<LogRow>(`
-        SELECT * FROM events WHERE id >= (SELECT next_id FROM unfolded) ORDER BY id LIMIT ${FOLDED_ROWS}`);
-      let { done, total } = selectProgress.get({}) ?? { done: 0, total: 0 };
-      for (let saidAt = -Infinity; done < total;) {
-        if (performance.now() - saidAt >= PROGRESS_MS) {
-          saidAt = performance.now();
-          log.info(`new schema: ${done} of ${total} events folded`);
-        }
-        commit(() => {
-          const page = selectPage.all({}).map(restoreEvent);
-          fold(page, 0);
-          sql("UPDATE unfolded SET next_id = $id + 1").run({ id: page.at(-1)?.id ?? 0 });
-          done += page.length;
-        });
-      }
-      db.run("DELETE FROM unfolded");
+        return receipts;
+      });
+      stored.events += added.length;
+      for (const { facts, timestamp } of added)
+        if (typeof facts.sender === "string") senders.hearIn(facts.sender, timestamp, now);
+      return { receipts, eventCount: added.length };
     },
   };
 }
 
 // -- The reader
 
-export type Status = "active" | "completed" | "stale";
+type Status = "active" | "completed" | "stale";
 /** Of one session, or of all; `before`: an id, exclusive. */
 type Filter = { sessionId: string | null; before: number | null };
 export type EventFilter = Filter & { after: number | null; type: EventType | null };
@@ -1315,8 +1246,8 @@ type Order = "oldest first" | "newest first";
 type Reader = ReturnType<typeof createReader>;
 type Item<Items> = Items extends AsyncIterable<infer One> ? One : never;
 /** What the routes and the stream give; its fields are told in the README. */
-export type Session = ReturnType<Reader["toSession"]>;
-export type Span = ReturnType<Reader["toSpan"]>;
+export type Session = NonNullable<ReturnType<Reader["toSession"]>>;
+export type Span = NonNullable<ReturnType<Reader["toSpan"]>>;
 export type UsageStats = Item<ReturnType<Reader["usageStats"]>>;
 export type Activity = ReturnType<Reader["activity"]>[number];
 export type Overview = Awaited<ReturnType<Reader["overview"]>>;
@@ -1342,61 +1273,64 @@ async function* paged<Row extends Binds, Picked>(
       yield picked;
       if (--left === 0) return;
     }
-    const last = rows.at(-1);
-    if (last === undefined || rows.length < SLICE_ROWS) return;
-    from = { ...from, ...last };
+    if (rows.length < SLICE_ROWS) return;
+    from = { ...from, ...rows.at(-1) };
   }
 }
 
-function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
-  const selectSession = sql<{ fold: string }>(`
-    SELECT fold FROM sessions WHERE id = $id AND is_over IS NOT NULL`);
-  // Begun after the session's latest end: else it was cancelled by that.
-  const open = `FROM spans WHERE session_id = $id AND ended_at IS NULL AND started_at > $last_end_at
-       AND id > $deleted_to`;
-  const selectNewestOpen = sql<SpanRow>(`
-    SELECT * ${open} ORDER BY started_at DESC, kind DESC, key DESC, name DESC, text DESC LIMIT 1`);
-  const selectOldestWait = sql<SpanRow>(`
-    SELECT * ${open} AND kind = 'wait' ORDER BY started_at LIMIT 1`);
-  const running = `FROM sessions JOIN spans ON session_id = sessions.id
-     WHERE is_over = 0 AND ended_at IS NULL AND started_at > last_end_at`;
+function createReader(sql: Sql, senders: Senders) {
+  // Open, and begun after the session's latest end: else it was cancelled by that.
+  const runs = `session_id = sessions.id AND ended_at IS NULL AND started_at > last_end_at
+       AND spans.id > deleted_to`;
   const excuseOf = (id: string) =>
-    `(SELECT 1 FROM spans WHERE child_session_id = ${id} AND kind = 'agent' AND ${HAS_ERRED})`;
-  const selectExcuse = sql(`SELECT 1 WHERE EXISTS ${excuseOf("$id")}`);
-  const selectChild = sql("SELECT 1 FROM sessions WHERE parent_id = $id LIMIT 1");
+    `EXISTS (SELECT 1 FROM spans WHERE child_session_id = ${id} AND kind = 'agent' AND ${HAS_ERRED})`;
+  const selectSession = sql<{
+    fold: string;
+    newest_id: number | null;
+    waiting_since: number | null;
+    is_excused: number; // its own errors
+    is_parent: number;
+  }>(`SELECT fold, ${excuseOf("sessions.id")} AS is_excused,
+       EXISTS (SELECT 1 FROM sessions AS child WHERE child.parent_id = sessions.id) AS is_parent,
+       (SELECT MIN(started_at) FROM spans WHERE ${runs} AND kind = 'wait') AS waiting_since,
+       (SELECT id FROM spans WHERE ${runs}
+         ORDER BY started_at DESC, kind DESC, key DESC, name DESC, text DESC LIMIT 1) AS newest_id
+     FROM sessions WHERE id = $id AND is_over IS NOT NULL`);
   const family = `WITH RECURSIVE family (id, generation) AS (
        VALUES ($id, 0) UNION SELECT sessions.id, generation + 1 FROM family JOIN sessions ON parent_id = family.id
-       WHERE generation < ${MAX_GENERATIONS})`;
+       WHERE generation < ${MAX_GENERATIONS}) SELECT id FROM family`;
   const selectTotals = sql<Pick<SessionFold, "tokens" | "cost">>(`
-    ${family} SELECT SUM(tokens + 0.0) AS tokens, SUM(cost) AS cost FROM sessions WHERE id IN (SELECT id FROM family)`);
+    SELECT SUM(tokens + 0.0) AS tokens, ROUND(SUM(cost), 9) AS cost FROM sessions WHERE id IN (${family})`);
+  // `cut_at`: the first end of its session since an open one began. The plus: else SQLite plans it anew for each id.
+  const selectSpan = sql<SpanRow & Sent & { cut_at: number | null }>(`
+    SELECT spans.*, sender, last_event_at, IIF(ended_at IS NULL, (
+      SELECT timestamp FROM events WHERE session_id = sessions.id AND id > deleted_to
+        AND (type = 'session_end' OR type = 'turn_start') AND type = 'session_end'
+        AND timestamp >= started_at ORDER BY timestamp LIMIT 1), NULL) AS cut_at
+    FROM spans JOIN sessions ON sessions.id = session_id WHERE spans.id = +$id AND spans.id > deleted_to`);
   const eventColumns = `id, type, session_id, timestamp, duration_ms, data, IIF(type = 'session_end',
      (SELECT fold ->> 'started_at' FROM sessions WHERE sessions.id = session_id), NULL) AS started_at`;
   const selectEvent = sql<StoredEvent>(`SELECT ${eventColumns} FROM events WHERE id = $id`);
-
   const head = () =>
     sql<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'events'").get({})?.seq ?? 0;
-  const foldOf = (id: string): SessionFold | null =>
-    JSON.parse(selectSession.get({ id })?.fold ?? "null");
-  const staleAt = (fold: SessionFold, isOpen: boolean, now: number) =>
-    fold.sender === null
-      ? fold.last_event_at + (isOpen ? STALE_OPEN_MS : STALE_MS)
-      : senders.lostAt(fold, now);
 
-  function toSession(fold: SessionFold, now: number) {
+  /** A session as it is now; null: there is none. */
+  function toSession(sessionId: string, now: number) {
+    const row = selectSession.get({ id: sessionId });
+    if (row === null) return null;
+    const fold: SessionFold = JSON.parse(row.fold);
     const { id, started_at, last_event_at, last_end_at, first_end_at, last_cut, own_errors } = fold;
-    const { tool_count, agent_count, event_count, turn_count, deleted_to } = fold;
-    const newest = selectNewestOpen.get({ id, last_end_at, deleted_to });
-    const stale_at = staleAt(fold, newest !== null, now);
+    const { tool_count, agent_count, event_count, turn_count } = fold;
+    const stale_at = senders.staleAt(fold, row.newest_id !== null, now);
     const status: Status = isOver(fold) ? "completed" : now >= stale_at ? "stale" : "active";
     const isActive = status === "active";
     // Since the latest cut, see there; of a session without one all is work.
     const begun_at = last_cut.at === 0 ? started_at : last_cut.at;
     const isWorking = !isOver(fold) && last_cut.type !== "session_end";
     const latest_ms = isWorking ? last_event_at - begun_at : 0;
-    const wait = isActive ? selectOldestWait.get({ id, last_end_at, deleted_to }) : null;
     const facts = Object.keys(fold.facts).filter((name) => name !== "parent_session_id");
-    const total = selectChild.get({ id }) ? selectTotals.get({ id }) : fold;
-    const is_excused = own_errors > 0 && selectExcuse.get({ id }) !== null;
+    const total = row.is_parent ? selectTotals.get({ id }) : fold;
+    const is_excused = own_errors > 0 && row.is_excused === 1;
     return {
       id,
       started_at: iso(started_at),
@@ -1408,11 +1342,11 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
       error_count: fold.error_count + (is_excused ? 0 : own_errors),
       is_excused, // its agent's failure is told as one with its own errors
       last_event_at: iso(last_event_at),
-      waiting_since: wait && iso(wait.started_at), // since when it waits for the person; null: it doesn't
+      waiting_since: isActive && row.waiting_since ? iso(row.waiting_since) : null, // since when it waits for the person; null: it doesn't
       parent_session_id: fold.parent_id,
       info: Object.fromEntries(facts.sort().map((name) => [name, fold.facts[name]?.[1]])),
-      now: isActive ? activeness(fold, newest) : null,
-      cost: { own: fold.cost, total: dollars(total?.cost ?? null) }, // US dollars; total: with all below it; null: not known
+      now: isActive ? activeness(fold, selectSpan.get({ id: row.newest_id })) : null,
+      cost: { own: fold.cost, total: total?.cost ?? null }, // US dollars; total: with all below it; null: not known
       tokens: { own: fold.tokens, total: total?.tokens ?? null },
       turn_count,
       working_since: isActive && isWorking ? iso(begun_at) : null, // null: no turn goes on
@@ -1423,26 +1357,20 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
   type SessionFilter = { status: Status | "waiting" | null; sessionId: string | null };
   /** The latest by activity, or (`sessionId`) of one session and those below it. `waiting`: active, for the person. */
   function listSessions({ status, sessionId }: SessionFilter, limit: number, now: number) {
-    const columns = "last_event_at AS before, id AS before_id, fold";
-    const page = `AND (last_event_at, id) < ($before, $before_id)
-       ORDER BY last_event_at DESC, id DESC LIMIT ${SLICE_ROWS}`;
-    // Each half in the order of the index, which SQLite merges; $is_over of null: both.
-    const half = (is_over: 0 | 1) =>
-      `SELECT * FROM (SELECT ${columns} FROM sessions WHERE is_over = ${is_over}
-         AND $is_over IS NOT ${1 - is_over} ${page})`;
-    const all = `${half(0)} UNION ALL ${half(1)} ORDER BY before DESC, before_id DESC LIMIT ${SLICE_ROWS}`;
-    const ofOne = `${family} SELECT ${columns} FROM sessions
-       WHERE is_over IS NOT NULL AND id IN (SELECT id FROM family) ${page}`;
-    const from = {
-      id: sessionId,
-      is_over: status && (status === "completed" ? 1 : 0),
-      ...{ before: LAST, before_id: "" },
-    };
-    const select = sql<{ fold: string }>(sessionId === null ? all : ofOne);
-    return paged(select, from, limit, ({ fold }) => {
-      const session = toSession(JSON.parse(fold), now);
-      const isWaiting = status === "waiting" && session.waiting_since !== null;
-      return status === null || status === session.status || isWaiting ? session : null;
+    // Those that are over and those that aren't, each in the order of the index: SQLite merges them.
+    const halves = status === null ? [0, 1] : [status === "completed" ? 1 : 0];
+    const selects = halves.map(
+      (is_over) => `SELECT last_event_at AS before, id AS before_id FROM sessions
+         WHERE ${sessionId === null ? "" : `id IN (${family}) AND +`}is_over = ${is_over}
+           AND (last_event_at, id) < ($before, $before_id)`,
+    );
+    const select = sql<{ before_id: string }>(`${selects.join(" UNION ALL ")}
+      ORDER BY before DESC, before_id DESC LIMIT ${SLICE_ROWS}`);
+    const from = { id: sessionId, before: LAST, before_id: "" };
+    return paged(select, from, limit, ({ before_id }) => {
+      const session = toSession(before_id, now);
+      if (status === "waiting") return session?.waiting_since ? session : null;
+      return status === null || status === session?.status ? session : null;
     });
   }
 
@@ -1450,10 +1378,10 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
   async function overview(now: number) {
     const counts = { active_sessions: 0, waiting: 0, running_agents: 0 };
     const agents = sql<{ count: number }>(`
-      SELECT COUNT(*) AS count ${running} AND kind = 'agent' AND start_id IS NOT NULL AND session_id = $id`);
+      SELECT COUNT(*) AS count FROM sessions JOIN spans ON ${runs} WHERE sessions.id = $id AND kind = 'agent'`);
     for await (const session of listSessions({ status: "active", sessionId: null }, LAST, now)) {
-      const { id, parent_session_id: parent, waiting_since } = session;
-      if (parent === null || foldOf(parent) === null) counts.active_sessions++;
+      const { id, parent_session_id, waiting_since } = session;
+      if (selectSession.get({ id: parent_session_id }) === null) counts.active_sessions++;
       if (waiting_since !== null) counts.waiting++;
       counts.running_agents += agents.get({ id })?.count ?? 0;
     }
@@ -1462,21 +1390,13 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
     return { ...counts, errors_last_hour, activity: lastHour };
   }
 
-  /** When an open span's session ended after it began, or became stale; null: it runs. */
-  function whenCancelled({ session_id, started_at }: SpanRow, now: number): number | null {
-    const session = foldOf(session_id);
-    if (session === null) return started_at; // deleted: its spans are going, too
-    const at = staleAt(session, true, now);
-    if (session.last_end_at < started_at) return now >= at ? at : null;
-    const selectEnd = sql<{ at: number }>(`SELECT timestamp AS at FROM events
-       WHERE session_id = $session_id AND (type = 'session_end' OR type = 'turn_start')
-         AND type = 'session_end' AND timestamp >= $started_at ORDER BY timestamp LIMIT 1`);
-    return selectEnd.get({ session_id, started_at })?.at ?? null;
-  }
-
-  function toSpan(row: SpanRow, now: number) {
+  /** A span as it is now; null: there is none. An open one is over since its session ended, or became stale. */
+  function toSpan(spanId: number, now: number) {
+    const row = selectSpan.get({ id: spanId });
+    if (row === null) return null;
     const { id, session_id, kind, name, started_at, text, error, child_session_id } = row;
-    const cancelled = row.ended_at === null ? whenCancelled(row, now) : null;
+    const over_at = row.cut_at ?? senders.staleAt(row, true, now);
+    const cancelled = row.ended_at === null && over_at <= now ? over_at : null;
     const ended_at = row.ended_at ?? cancelled;
     const said: Record<string, unknown> = JSON.parse(row.attributes);
     const { tokens = null, call_id = kind === "wait" ? null : row.key, ...attributes } = said;
@@ -1494,22 +1414,18 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
   }
 
   type SpanFilter = Filter & { isOpen: boolean }; // what runs now alone
-  type SpanPick<Picked> = (row: SpanRow, now: number) => Picked | null;
-  /** What `pick` makes of spans, the newest first. */
-  function listSpans<It>(filter: SpanFilter, limit: number, now: number, pick: SpanPick<It>) {
-    const { sessionId, before, isOpen } = filter;
-    // All of a session's events are passed over, so that a page is bounded also where few are spans.
-    const ofOne = `SELECT spans.*, events.id AS before FROM events LEFT JOIN spans ON spans.id = events.id
-       WHERE events.session_id = $sessionId AND events.id < $before`;
-    const ofAll = `SELECT *, id AS before FROM spans WHERE id < $before`;
-    const allOpen = `SELECT spans.*, spans.id AS before ${running}
-       AND ($sessionId IS NULL OR session_id = $sessionId) AND spans.id < $before`;
-    const select = sql<SpanRow>(`
-      ${isOpen ? allOpen : sessionId === null ? ofAll : ofOne} ORDER BY before DESC LIMIT ${SLICE_ROWS}`);
-    const from = { sessionId, before: before ?? LAST };
-    const isWanted = (row: SpanRow) =>
-      row.id !== null && (!isOpen || whenCancelled(row, now) === null);
-    return paged(select, from, limit, (row) => (isWanted(row) ? pick(row, now) : null));
+  /** The newest first. Of a session all events are passed over, so that a page is bounded also where few are spans. */
+  function listSpans({ sessionId, before, isOpen }: SpanFilter, limit: number, now: number) {
+    const running = `spans WHERE id IN (SELECT spans.id FROM sessions JOIN spans ON ${runs}
+       WHERE is_over = 0 AND IFNULL($sessionId, session_id) = session_id)`;
+    const ofOne = "events WHERE session_id = $sessionId";
+    const source = isOpen ? running : sessionId === null ? "spans WHERE TRUE" : ofOne;
+    const select = sql<{ before: number }>(`
+      SELECT id AS before FROM ${source} AND id < $before ORDER BY id DESC LIMIT ${SLICE_ROWS}`);
+    return paged(select, { sessionId, before: before ?? LAST }, limit, (row) => {
+      const span = toSpan(row.before, now);
+      return isOpen && span?.ended_at ? null : span;
+    });
   }
 
   type PageRange = { sessionId: string | null; after: number; to: number };
@@ -1552,56 +1468,57 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
 
   /** One session; null where there is none. Its calls, oldest first, are read as they are taken. */
   async function findSession(sessionId: string, now: number) {
-    const fold = foldOf(sessionId);
-    if (fold === null) return null;
+    const session = toSession(sessionId, now);
+    if (session === null) return null;
     const until = head();
-    const filter = { sessionId, before: until + 1, isOpen: false };
-    const placeOf = ({ id, kind, started_at, ended_at }: SpanRow) =>
-      id <= fold.deleted_to ? null : { id, kind, at: (kind === "tool" && ended_at) || started_at };
-    const spans = await Array.fromAsync(listSpans(filter, Infinity, now, placeOf));
-    spans.sort((a, b) => a.at - b.at || a.id - b.id);
+    const select = sql<{ before: number; id: number; kind: SpanKind | null; at: number }>(`
+      SELECT events.id AS before, spans.id, kind, IIF(kind = 'tool', IFNULL(ended_at, started_at), started_at) AS at
+       FROM events LEFT JOIN spans ON spans.id = events.id AND (kind = 'tool' OR (kind = 'agent' AND start_id IS NOT NULL))
+       WHERE events.session_id = $sessionId AND events.id < $before ORDER BY before DESC LIMIT ${SLICE_ROWS}`);
+    const from = { sessionId, before: until + 1 };
+    const places = await Array.fromAsync(paged(select, from, LAST, (row) => row.kind && row));
+    places.sort((a, b) => a.at - b.at || a.id - b.id);
+    const selectCall = sql<{ value: string | null; at: number }>(`
+      SELECT (SELECT timestamp FROM events WHERE id = IIF(kind = 'tool', IFNULL(end_id, start_id), start_id)) AS at,
+         (SELECT IIF(json_type(data -> $field) = 'text', data ->> $field, data -> $field) FROM events
+           WHERE id IN (start_id, end_id) AND data ->> $field IS NOT NULL ORDER BY id = end_id LIMIT 1) AS value
+       FROM spans WHERE id = $id`);
 
-    /** Spans of a kind, with `field` of the first of their events that has it, and the times of those. */
-    function* callsOf(kind: SpanKind, field: "args" | "prompt") {
-      for (const known of spans) {
-        const row = known.kind === kind ? sql<SpanRow>(FIND_SPAN).get(known) : null;
-        // Deleted meanwhile, or the completion of an agent that was never told of.
-        if (row === null || (kind === "agent" && row.start_id === null)) continue;
-        const events = [row.start_id, row.end_id].flatMap((id) => selectEvent.get({ id }) ?? []);
-        const values = events.map(({ data }): unknown => JSON.parse(data)[field]);
-        const value = values.find((value) => value != null) ?? null;
-        yield { span: toSpan(row, now), value, times: events.map((event) => iso(event.timestamp)) };
+    /** Spans of a kind, with what its start has in `field`, or else its end. */
+    function* callsOf(wanted: SpanKind, field: "args" | "prompt") {
+      for (const { id, kind } of places) {
+        const call = kind === wanted ? selectCall.get({ id, field }) : null;
+        const span = call && toSpan(id, now);
+        if (span) yield { ...span, value: call.value, timestamp: iso(call.at) }; // else deleted meanwhile
       }
     }
     return {
-      session: toSession(fold, now),
+      session,
       head: until, // the newest event when it was read; what came since isn't in it
-      tools: callsOf("tool", "args").map(({ span, value, times }) => ({
-        ...span,
-        tool: span.name,
-        args: typeof value === "string" || value === null ? value : JSON.stringify(value), // null: none were posted
-        timestamp: times.at(-1),
+      tools: callsOf("tool", "args").map(({ value, ...call }) => ({
+        ...call,
+        tool: call.name,
+        args: value, // JSON text; null: none were posted
       })),
-      agents: callsOf("agent", "prompt").map(({ span, value, times }) => ({
-        ...span,
-        subagent_type: span.name,
-        prompt: textOrNull(value),
-        timestamp: times[0],
+      agents: callsOf("agent", "prompt").map(({ value, ...call }) => ({
+        ...call,
+        subagent_type: call.name,
+        prompt: value,
       })),
     };
   }
 
   /** These spans, and these sessions with those above them, whose totals have a part in them: as they are now. */
-  function rowsOf(ids: string[], spans: SpanRow[], now: number) {
-    const lineage = sql<{ fold: string }>(`WITH RECURSIVE lineage (id, generation) AS (
+  function rowsOf(sessionIds: string[], spans: Id[], now: number) {
+    const lineage = sql<{ id: string }>(`WITH RECURSIVE lineage (id, generation) AS (
          SELECT value, 0 FROM json_each($ids)
          UNION SELECT parent_id, generation + 1 FROM lineage JOIN sessions USING (id)
          WHERE generation < ${MAX_GENERATIONS})
-       SELECT fold FROM sessions WHERE is_over IS NOT NULL AND id IN (SELECT id FROM lineage)`);
-    const sessions = lineage.all({ ids: JSON.stringify(ids) });
+       SELECT DISTINCT id FROM lineage`);
+    const sessions = lineage.all({ ids: JSON.stringify(sessionIds) });
     return {
-      sessions: sessions.map(({ fold }) => toSession(JSON.parse(fold), now)),
-      spans: spans.map((row) => toSpan(row, now)),
+      sessions: sessions.flatMap(({ id }) => toSession(id, now) ?? []),
+      spans: spans.flatMap(({ id }) => toSpan(id, now) ?? []),
     };
   }
 
@@ -1610,29 +1527,27 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
     const sessions = sql<{ id: string }>(`
       SELECT session_id AS id FROM events WHERE id > $after AND id <= $to
       UNION SELECT id FROM sessions WHERE changed_id > 0 AND changed_id > $after AND changed_id <= $to`);
-    const isLeft = `NOT EXISTS ( -- its session is being deleted
-      SELECT 1 FROM sessions WHERE deleted_to > 0 AND deleted_to >= spans.id AND sessions.id = session_id)`;
-    const spans = sql<SpanRow>(`SELECT * FROM spans WHERE id > $after AND id <= $to AND ${isLeft}
-       UNION ALL SELECT * FROM spans
-         WHERE changed_id > id AND changed_id > $after AND changed_id <= $to AND id <= $after AND ${isLeft}`);
+    const spans = sql<Id>(`
+      SELECT id FROM spans WHERE id > $after AND id <= $to
+      UNION SELECT id FROM spans WHERE changed_id > id AND changed_id > $after AND changed_id <= $to`);
     const ids = sessions.all({ after, to }).map(({ id }) => id);
     return rowsOf(ids, spans.all({ after, to }), now);
   }
 
   /** The rows that time alone has changed: of sessions that became stale after `from`, the latest. */
   function staleRows(from: number, now: number) {
-    const sessions = sql<{ id: string }>(`SELECT id FROM sessions
-      WHERE is_over = 0 AND sender IS NULL AND last_event_at > $from AND last_event_at <= $to
-      ORDER BY last_event_at DESC LIMIT ${SLICE_ROWS}`);
-    const sent = sql<Sent & { id: string }>(`SELECT id, sender, last_event_at FROM sessions
-      WHERE is_over = 0 AND sender IS NOT NULL ORDER BY last_event_at DESC`);
-    const open = sql<SpanRow>(`SELECT * FROM spans
+    // Without a sender by their age alone: without an open call, and with one.
+    const select = sql<Sent & { id: string }>(`
+      SELECT id, sender, last_event_at FROM sessions INDEXED BY sessions_sender WHERE is_over = 0 AND sender IS NOT NULL
+      UNION ALL SELECT sessions.id, sender, last_event_at FROM json_each('[${STALE_MS}, ${STALE_OPEN_MS}]') CROSS JOIN sessions
+        WHERE is_over = 0 AND sender IS NULL AND last_event_at > $from - value AND last_event_at <= $now - value
+      ORDER BY last_event_at DESC`);
+    const open = sql<Id>(`SELECT id FROM spans
        WHERE session_id IN (SELECT value FROM json_each($ids)) AND ended_at IS NULL
        ORDER BY id DESC LIMIT ${MAX_RETOLD}`);
-    const ages = [STALE_MS, STALE_OPEN_MS];
-    const rows = ages.flatMap((age) => sessions.all({ from: from - age, to: now - age }));
-    const turned = sent.all({}).filter((session) => senders.isTurned(session, from, now));
-    const ids = [...rows, ...turned.slice(0, SLICE_ROWS)].map(({ id }) => id);
+    const isTurned = (it: Sent) => it.sender === null || senders.isTurned(it, from, now);
+    const turned = select.all({ from, now }).filter(isTurned).slice(0, SLICE_ROWS);
+    const ids = turned.map(({ id }) => id);
     return rowsOf(ids, open.all({ ids: JSON.stringify(ids) }), now);
   }
 
@@ -1673,7 +1588,7 @@ function createReader(sql: Sql, senders: ReturnType<typeof createSenders>) {
   function activity(from: number, to: number) {
     const ownErrors = (table: "events" | "spans", at: string, isError: string) =>
       `(SELECT COUNT(*) FROM ${table} AS own WHERE ${isError} AND ${at} >= start
-          AND ${at} < start + period_ms AND NOT EXISTS ${excuseOf("own.session_id")})`;
+          AND ${at} < start + period_ms AND NOT ${excuseOf("own.session_id")})`;
     const select = sql<{ start: number; count: number; error_count: number }>(`
       SELECT start, count, errors + ${ownErrors("events", "timestamp", "type = 'session_error'")}
          + ${ownErrors("spans", "ended_at", `kind = 'model' AND ${HAS_ERRED}`)} AS error_count
@@ -1703,10 +1618,6 @@ function activeness({ retry, last_end_at, last_model_at }: SessionFold, newest: 
   return { kind, name, text, started_at: iso(started_at) };
 }
 
-/** Sums of dollars to the nanodollar, so that the order of adding doesn't show. */
-const dollars = (sum: number | null) =>
-  sum === null || !Number.isFinite(sum * 1e9) ? sum : Math.round(sum * 1e9) / 1e9;
-
 const iso = (ms: number) => new Date(ms).toISOString();
 
 // -- Retention
@@ -1715,20 +1626,28 @@ const PRUNE_STEP_MS = 3; // of one step, between which others have their turn
 const PRUNE_ROWS = 100; // rows deleted at once: under a millisecond
 const PRUNE_PAUSE_MS = 5; // while requests come: so that all that came meanwhile are answered before it goes on
 
-/** A session that retention took; `relatives`: those whose rows this changed, as JSON. */
-type Deletion = { session_id: string; relatives: string };
-type Expired = { id: string; parent_id: string | null; deleted_to: number };
-
-function createRetention(sql: Sql, { sessions, commit, forget }: ReturnType<typeof createWriter>) {
-  function deleteSome(table: string, key: string, emptied: Expired): number {
-    const some = `SELECT ${key} FROM ${table} WHERE session_id = $id AND id <= $deleted_to LIMIT ${PRUNE_ROWS}`;
-    return sql(`DELETE FROM ${table} WHERE (${key}) IN (${some})`).run(emptied).changes;
-  }
+function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
+  const { sessions, stored, commit, forget } = writer;
+  const deleteEvents = sql(`DELETE FROM events WHERE id IN (
+       SELECT events.id FROM sessions JOIN events ON session_id = sessions.id AND events.id <= deleted_to
+       WHERE deleted_to > 0 LIMIT ${PRUNE_ROWS})`);
+  const finish = [
+    `DELETE FROM span_keys WHERE (session_id, key, kind) IN (
+       SELECT session_id, key, kind FROM sessions JOIN span_keys ON session_id = sessions.id AND span_keys.id <= deleted_to
+       WHERE deleted_to > 0 LIMIT ${PRUNE_ROWS})`,
+    "DELETE FROM sessions WHERE deleted_to > 0 AND event_count = 0",
+    "UPDATE sessions SET deleted_to = 0, fold = json_set(fold, '$.deleted_to', 0) WHERE deleted_to > 0",
+  ];
+  const selectExpired = sql<{ id: string; parent_id: string | null; last: number }>(`
+    SELECT id, parent_id, (SELECT MAX(id) FROM events WHERE session_id = sessions.id) AS last
+     FROM sessions WHERE is_over IN (0, 1) AND last_event_at < $cutoff LIMIT 1`);
   const deleteUsage = sql(`DELETE FROM usage WHERE (kind, period_ms, start, name) IN (
        SELECT kind, period_ms, start, name FROM usage
        WHERE kind IN ('', 'tool', 'agent', 'model') AND period_ms IN (${PERIODS_MS.join(", ")})
          AND start + period_ms <= $cutoff LIMIT ${PRUNE_ROWS})`);
   const timeSql = "SELECT timestamp AS at FROM events WHERE id <= $cursor ORDER BY id DESC LIMIT 1";
+  const selectDeletions = sql<{ session_id: string; relatives: string }>(`
+    SELECT session_id, relatives FROM deletions WHERE id > $after ORDER BY id`);
   const selectGap = sql("SELECT 1 FROM gaps WHERE from_id < $cursor AND to_id > $cursor");
   const selectBreak = sql(`SELECT 1 FROM watermark WHERE $cursor < event_id OR (
        IFNULL((${timeSql}), 0) < cutoff AND EXISTS (
@@ -1737,28 +1656,15 @@ function createRetention(sql: Sql, { sessions, commit, forget }: ReturnType<type
   let isStopped = false;
 
   /**
-   * Empties the next expired session, which is gone then for all who ask, or deletes some events of
-   * one that is empty. Should it come to life meanwhile, it begins anew after those.
-   *
-   * @returns whether there was anything to do
+   * Deletes some events of a session that is empty, or empties the next that has expired: it is gone then
+   * for all who ask, and begins anew should it come to life. @returns whether there was anything to do
    */
   function pruneNext(cutoff: number, done: { sessions: number; events: number }): boolean {
-    const columns = "SELECT id, parent_id, deleted_to FROM sessions";
-    const emptied = sql<Expired>(`${columns} WHERE deleted_to > 0 LIMIT 1`).get({});
-    if (emptied !== null) {
-      const eventCount = deleteSome("events", "id", emptied);
-      done.events += eventCount;
-      if (eventCount + deleteSome("span_keys", "session_id, key, kind", emptied) > 0) return true;
-      sql("DELETE FROM sessions WHERE id = $id AND event_count = 0").run(emptied);
-      const kept = "deleted_to = 0, fold = json_set(fold, '$.deleted_to', 0)";
-      sql(`UPDATE sessions SET ${kept} WHERE id = $id`).run(emptied);
-      return true;
-    }
-    const expired = sql<Expired>(`
-      ${columns} WHERE is_over IN (0, 1) AND last_event_at < $cutoff LIMIT 1`).get({ cutoff });
-    if (expired === null) return false;
-    const newest = sql<Id>("SELECT id FROM events WHERE session_id = $id ORDER BY id DESC LIMIT 1");
-    const last = newest.get(expired)?.id ?? 0;
+    const eventCount = deleteEvents.run({}).changes;
+    done.events += eventCount;
+    if (eventCount > 0 || finish.some((text) => sql(text).run({}).changes > 0)) return true;
+    const expired = selectExpired.get({ cutoff });
+    if (expired === null) return deleteUsage.run({ cutoff }).changes > 0;
     // Its ancestors' totals had a part in it, and a failed agent of its own had excused a child's errors.
     sql(`INSERT OR REPLACE INTO deletions (session_id, relatives, last_event_id, head)
      SELECT $id, json_group_array(relative), $last, (SELECT seq FROM sqlite_sequence WHERE name = 'events')
@@ -1766,9 +1672,9 @@ function createRetention(sql: Sql, { sessions, commit, forget }: ReturnType<type
        SELECT $parent_id AS relative
        UNION SELECT child_session_id FROM events CROSS JOIN spans ON spans.id = events.id
          WHERE events.session_id = $id AND ${HAS_ERRED}
-     ) WHERE relative IS NOT NULL`).run({ ...expired, last });
-    sessions.empty(expired.id, last);
-    sessions.flush(last);
+     ) WHERE relative IS NOT NULL`).run(expired);
+    sessions.empty(expired.id, expired.last);
+    sessions.flush(expired.last);
     done.sessions++;
     return true;
   }
@@ -1776,12 +1682,11 @@ function createRetention(sql: Sql, { sessions, commit, forget }: ReturnType<type
   return {
     /**
      * Deletes the sessions without an event since `cutoff` (milliseconds) with all that belongs to
-     * them, with pauses while requests come. What is left when it is stopped goes the next time.
-     * @param isAsked whether a request came since the last call
-     * @param told after each step, with the number of events that are gone
+     * them, with pauses while `isAsked`. What is left when it is stopped goes the next time.
+     * @param told after each step
      * @returns how many sessions were deleted
      */
-    async prune(cutoff: number, isAsked: () => boolean, told: (eventCount: number) => void) {
+    async prune(cutoff: number, isAsked = () => false, told = () => {}) {
       if (isStopped) return 0;
       sql("UPDATE watermark SET cutoff = MAX(cutoff, $cutoff)").run({ cutoff });
       forget();
@@ -1790,21 +1695,20 @@ function createRetention(sql: Sql, { sessions, commit, forget }: ReturnType<type
         const done = { sessions: 0, events: 0 };
         const until = performance.now() + PRUNE_STEP_MS;
         commit(() => {
-          while (isMore && performance.now() < until)
-            isMore = pruneNext(cutoff, done) || deleteUsage.run({ cutoff }).changes === PRUNE_ROWS;
+          while (isMore && performance.now() < until) isMore = pruneNext(cutoff, done);
         });
         sessions.forget(); // what is at hand of those that are gone
         count += done.sessions;
-        told(done.events);
+        stored.events -= done.events;
+        told();
         if (isMore) await (isAsked() ? Bun.sleep(PRUNE_PAUSE_MS) : nextSlice());
       }
       if (count > 0 && !isStopped) sql("PRAGMA wal_checkpoint(TRUNCATE)").all({});
       return count;
     },
     stopPruning: () => void (isStopped = true), // one that goes on ends with its step
-    /** Deletions after that of id `after`, oldest first. */
-    deletionsSince: (after: number) =>
-      sql<Deletion>("SELECT * FROM deletions WHERE id > $after ORDER BY id").all({ after }),
+    /** Sessions deleted after the deletion of id `after`, with those whose rows this changed, as JSON. */
+    deletionsSince: (after: number) => selectDeletions.all({ after }),
     /** The newest deletion that whoever has all up to event `cursor` was told of. */
     deletionAt: (cursor = Infinity) =>
       sql<Id>("SELECT MAX(id) AS id FROM deletions WHERE head < $cursor").get({ cursor })?.id ?? 0,
@@ -1839,40 +1743,17 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
     migrate(db, path);
     const sql = createSql(db);
     const senders = createSenders(now);
-    const writer = createWriter(db, sql, senders);
-    writer.foldAnew(log);
+    const writer = createWriter(db, sql, senders, log);
     db.run("PRAGMA foreign_keys = ON"); // CASCADE needs it; a migration drops what others refer to
     db.run("PRAGMA busy_timeout = 0"); // waiting would stop every request: Ingest tries again instead
-    const { prune, ...retention } = createRetention(sql, writer);
-    // Kept beside the tables: counting ten million rows takes a second.
-    let events =
-      sql<{ n: number }>(`SELECT TOTAL(event_count) + (
-         SELECT COUNT(*) FROM sessions JOIN events ON session_id = sessions.id AND events.id <= deleted_to
-         WHERE deleted_to > 0) AS n FROM sessions`).get({})?.n ?? 0;
     return {
-      ...{ hear: senders.hear, listSenders: senders.listSenders },
+      ...senders,
       ...createReader(sql, senders),
-      ...retention,
-      append(posts: TelemetryEvent[][], now?: number) {
-        const result = writer.append(posts, now);
-        events += result.eventCount;
-        return result;
-      },
-      prune: (cutoff: number, isAsked = () => false, told = () => {}) =>
-        prune(cutoff, isAsked, (deletedCount) => {
-          events -= deletedCount;
-          told();
-        }),
-      size: () => ({ events, bytes: pragma(db, "page_count") * pragma(db, "page_size") }),
+      ...createRetention(sql, writer),
+      append: writer.append,
+      size: () => ({ ...writer.stored, bytes: pragma(db, "page_count") * pragma(db, "page_size") }),
       /** Writes the log back into the database file and lets go of the directory. */
       close(): void {
-        retention.stopPruning();
-        try {
-          sql("PRAGMA wal_checkpoint(TRUNCATE)").all({});
-        } catch (error) {
-          if (!(error instanceof SQLiteError)) throw error;
-          // A full disk, or a lock: the -wal file stays, and the next start reads it.
-        }
         db.close();
         lock.close();
       },
@@ -2182,6 +2063,7 @@ type Ingest = ReturnType<typeof createIngest>;
 export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publish">, now: Clock) {
   const pending: PendingPost[] = [];
   let pendingEventCount = 0;
+  let failure: unknown = null; // of the latest batch; null: it was stored
 
   /** Closes the batch once a turn of the event loop has brought nothing more. */
   function collect(turnsLeft: number, postCount: number): void {
@@ -2203,9 +2085,11 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
     try {
       const batch = posts.map(({ events }) => events);
       const { receipts } = store.append(batch, now());
+      failure = null;
       receipts.forEach((receipt, index) => posts[index]?.resolve(receipt));
       hub.publish();
     } catch (error) {
+      failure = error;
       if (isBusy(error) && now() - oldest.since < BUSY_LIMIT_MS) {
         setTimeout(commit, BUSY_RETRY_MS);
         return false;
@@ -2219,6 +2103,7 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
   }
 
   return {
+    failure: () => failure,
     /** Resolves once committed, rejects with the error of SQLite. @throws HttpError 503 where too many wait */
     submit(events: TelemetryEvent[]): Promise<Receipt> {
       if (pendingEventCount > 0 && pendingEventCount + events.length > MAX_PENDING_EVENTS)
@@ -2240,8 +2125,8 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
 // reach a server on localhost, by forms and by DNS rebinding too. Knows nothing of events.
 
 const MAX_BODY_BYTES = 1024 * 1024;
-const COOKIE_NAME = "pai_observability_token"; // a browser can send no header with an EventSource; for 30 days
-const COOKIE = { maxAge: 2_592_000, httpOnly: true, sameSite: "strict", path: "/" } as const;
+const COOKIE_SECONDS = 30 * 86_400;
+const COOKIE = { maxAge: COOKIE_SECONDS, httpOnly: true, sameSite: "strict", path: "/" } as const;
 const JSON_TYPE = "application/json";
 const NDJSON = "application/x-ndjson";
 const EVENT_STREAM = "text/event-stream";
@@ -2256,11 +2141,17 @@ const CORS_HEADERS = {
 
 type Guard = ReturnType<typeof createGuard>;
 
-function createGuard({ authToken, allowedHosts, allowedOrigins }: Config) {
+function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: Clock) {
   const digest = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest();
   const wanted = authToken === null ? null : digest(authToken);
   const isToken = (given: string | null | undefined) =>
     wanted === null || (given != null && timingSafeEqual(digest(given), wanted)); // hashed: of equal lengths
+  // A browser can send no header with an EventSource, and sends a cookie to every port of its host: so
+  // its name has the port, and its value is not the token, but says until when it stands for it.
+  const cookieName = (headers: Headers) =>
+    `pai_observability_${/:(\d+)$/.exec(headers.get("host") ?? "")?.[1] ?? "default"}`;
+  const cookieValue = (name: string, expires: string) =>
+    `${expires}.${new Bun.CryptoHasher("sha256", authToken ?? "").update(`${name} ${expires}`).digest("base64url")}`;
 
   return {
     /** The CORS headers of an allowed origin, else none. @throws HttpError 400, or 403 for a foreign page */
@@ -2285,18 +2176,29 @@ function createGuard({ authToken, allowedHosts, allowedOrigins }: Config) {
       if (`${fetched.join(" ")} ${new URL(url).pathname}` === "GET navigate document /") return {};
       throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
     },
-    /** The token as a cookie; null: none is given, or wanted. @throws HttpError 401 where it is the wrong one */
-    loginCookie(given: string | null): string | null {
+    /** A cookie that stands for the token in the query; null: none is given, or wanted. @throws HttpError 401 where it is the wrong one */
+    loginCookie({ headers, url }: Request): string | null {
+      const given = new URL(url).searchParams.get("token");
       if (wanted === null || given === null) return null;
-      if (!isToken(given)) throw new HttpError(401, "token: not the AUTH_TOKEN of this server");
-      return new Bun.Cookie(COOKIE_NAME, given, COOKIE).serialize();
+      // As a form sends it; or as a person types it: then + and & are themselves, and perhaps %, too.
+      const typed = url.replace(/^.*?[?&]token=/s, "");
+      const decoded = new URLSearchParams(`token=${typed.replace(/[+&]/g, encodeURIComponent)}`);
+      if (![given, decoded.get("token"), typed].some(isToken))
+        throw new HttpError(401, "token: not the AUTH_TOKEN of this server");
+      const name = cookieName(headers);
+      const value = cookieValue(name, String(now() + COOKIE_SECONDS * SECOND_MS));
+      const secure = headers.get("x-forwarded-proto") === "https";
+      return new Bun.Cookie(name, value, { ...COOKIE, secure }).serialize();
     },
     /** @throws HttpError 401 where a token is wanted and neither header nor cookie has it */
     checkToken({ headers }: Request): void {
       if (wanted === null) return;
       const bearer = /^Bearer +(\S+)$/i.exec(headers.get("authorization") ?? "")?.[1];
-      const cookie = new Bun.CookieMap(headers.get("cookie") ?? "").get(COOKIE_NAME);
-      if (isToken(bearer) || isToken(cookie)) return;
+      const name = cookieName(headers);
+      const cookie = new Bun.CookieMap(headers.get("cookie") ?? "").get(name) ?? "";
+      const [expires = ""] = cookie.split(".");
+      const isCookie = timingSafeEqual(digest(cookie), digest(cookieValue(name, expires)));
+      if (isToken(bearer) || (isCookie && Number(expires) > now())) return;
       const problem = "expected Bearer and the AUTH_TOKEN; in a browser, open /?token=… once";
       throw new HttpError(401, `Authorization: ${problem}`, { "WWW-Authenticate": "Bearer" });
     },
@@ -2341,8 +2243,15 @@ type Parts = { config: Config; guard: Guard; store: Store; hub: Hub; ingest: Ing
 const DEFAULT_LIMIT = 100;
 const PLAIN_TEXT = { "Content-Type": "text/plain; charset=utf-8" };
 const PLUGIN = new URL("./plugin/observability.ts", import.meta.url);
+const NO_ROUTE = new HttpError(404, "no such route");
 const PUBLIC_PATHS = ["/", "/health"]; // without a token; "/" asks for it itself, because it also takes it
-const DASHBOARD_ROUTE = "/dashboard.html"; // Bun's bundle: no handler sees it asked for, so "/" fetches and guards it
+const ANY_PATH = "/*"; // that no other route has
+const PAGE_HEADERS = {
+  "Content-Type": "text/html; charset=utf-8",
+  "X-Frame-Options": "DENY",
+  "Content-Security-Policy":
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+};
 const COMMON_HEADERS = {
   "X-Content-Type-Options": "nosniff",
   "Referrer-Policy": "no-referrer",
@@ -2354,6 +2263,40 @@ const reply = (body: BodyInit | null, headers: Record<string, string>, status = 
   new Response(body, { status, headers: { ...COMMON_HEADERS, ...headers } });
 const json = (body: unknown, headers = {}, status = 200) =>
   reply(JSON.stringify(body), { "Content-Type": JSON_TYPE, ...headers }, status);
+
+/** What a browser gets without the token; `problem` is a text of ours. */
+const loginPage = (problem: string) => `<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>PAI Observability</title>
+<h1>PAI Observability</h1>
+<form action="/">
+  <label>AUTH_TOKEN <input name="token" type="password" autocomplete="current-password" required autofocus></label>
+  <button>Open</button>
+  <p role="alert">${problem}</p>
+</form>
+`;
+
+/** The dashboard and what it loads, by path, as Bun bundles them. Rejects where it can't. */
+async function bundleDashboard(): Promise<Map<string, Blob>> {
+  // Bun bundles for a route of a server, and no handler sees that asked for: so one that is there for a moment.
+  const routes = { "/": dashboard };
+  const server = Bun.serve({ hostname: "127.0.0.1", port: 0, development: false, routes });
+  const files = new Map<string, Blob>();
+  try {
+    const paths = ["/"];
+    for (const path of paths) {
+      const response = await fetch(new URL(path, server.url));
+      if (!response.ok) throw new Error(`Bun can't bundle it, and has said why (${path})`);
+      const file = await response.blob();
+      files.set(path, file);
+      const links = path === "/" ? (await file.text()).matchAll(/(?:src|href)="(\/[^"]+)"/g) : [];
+      for (const [, linked = ""] of links) paths.push(linked);
+    }
+    return files;
+  } finally {
+    await server.stop(true);
+  }
+}
 
 /** The text of an object with `members`, then `lists`; an item that is text is JSON already. */
 async function* jsonPieces(members: object, lists: Lists) {
@@ -2467,9 +2410,10 @@ function parseJson(text: string): unknown {
   }
 }
 
-function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]): Routes {
+function createRoutes(parts: Parts, now: Clock): Routes {
   const { config, guard, store, hub, ingest, log } = parts;
-  const startedAt = now();
+  const startedAt = performance.now(); // of a clock that nobody sets
+  let bundle: Promise<Map<string, Blob>> | null = null;
   const headId = (head = store.head()) => ({ "Last-Event-ID": String(head) }); // where a stream goes on after it
   const streamJson = (lists: Lists, headers = {}, members = {}) =>
     stream(jsonPieces(members, lists), { "Content-Type": JSON_TYPE, ...headers }, log);
@@ -2490,20 +2434,42 @@ function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]
   };
 
   return {
-    "GET /": async (query, req) => {
-      const cookie = guard.loginCookie(query.text("token"));
+    "GET /": async (_query, req) => {
+      const cookie = guard.loginCookie(req);
       if (cookie !== null) return reply(null, { Location: "/", "Set-Cookie": cookie }, 303); // no token in the address bar
       guard.checkToken(req);
-      // From each: Bun bundles the page's script and style for a listener when its page is asked for.
-      const fetched = servers.map(({ url }) => fetch(new URL(DASHBOARD_ROUTE, url)));
-      const [page] = await Promise.all(fetched);
-      return reply((await page?.text()) ?? "", { "Content-Type": "text/html; charset=utf-8" });
+      try {
+        return reply((await (bundle ??= bundleDashboard())).get("/") ?? "", PAGE_HEADERS);
+      } catch (error) {
+        bundle = null; // the next request tries again
+        log.error(`dashboard: ${messageOf(error)}`);
+        throw new HttpError(
+          503,
+          "the dashboard can't be bundled; the server's log has it",
+          RETRY_LATER,
+        );
+      }
+    },
+    "GET /*": async (_query, { url }) => {
+      const file = (await bundle)?.get(new URL(url).pathname);
+      if (file === undefined) throw NO_ROUTE;
+      return reply(file, { "Content-Type": file.type });
     },
     "GET /health": () => {
       const { events, bytes: database_bytes } = store.size();
-      const times = { uptime: (now() - startedAt) / SECOND_MS, timestamp: iso(now()) };
-      const counts = { subscribers: hub.size, events, database_bytes };
-      return json({ status: "ok", ...times, version, ...counts });
+      const uptime = (performance.now() - startedAt) / SECOND_MS;
+      const failure = ingest.failure();
+      const reason = failure === null ? undefined : asHttpError(failure, log).message;
+      return json({
+        status: reason === undefined ? "ok" : "degraded",
+        reason,
+        uptime,
+        timestamp: iso(now()),
+        version,
+        subscribers: hub.size,
+        events,
+        database_bytes,
+      });
     },
     "POST /events": postEvents,
     "POST /api/events": postEvents,
@@ -2547,7 +2513,7 @@ function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]
       const before = query.number("before", null);
       const filter = { sessionId: query.text("sessionId"), before, isOpen };
       const limit = query.number("limit", DEFAULT_LIMIT);
-      return streamJson({ spans: store.listSpans(filter, limit, now(), store.toSpan) }, headId());
+      return streamJson({ spans: store.listSpans(filter, limit, now()) }, headId());
     },
     "GET /api/senders": () => json({ senders: store.listSenders(now()) }),
     "POST /api/senders": async (_query, req) => {
@@ -2566,29 +2532,32 @@ function createRoutes(parts: Parts, now: Clock, servers: Bun.Server<undefined>[]
   };
 }
 
-/** Answers at `path` (null: at any other), or with what went wrong: nothing else turns errors into answers. */
-function createAnswer(path: string | null, routes: Routes, { guard, log }: Parts) {
+/** Answers at `path`, or with what went wrong: nothing else turns errors into answers. */
+function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
   const handlerOf = (method: string) => routes[`${method === "HEAD" ? "GET" : method} ${path}`];
   const allow = { Allow: [...["GET", "HEAD", "POST"].filter(handlerOf), "OPTIONS"].join(", ") };
   const preflight: Handler = () => reply(null, allow, 204);
 
   return async (req: RoutedRequest) => {
     const { method, url } = req;
-    const isPreflight = method === "OPTIONS" && path !== null;
+    const isPreflight = method === "OPTIONS" && path !== ANY_PATH;
     let cors: Record<string, string> = {};
     let response: Response;
     try {
       cors = guard.checkOrigin(req);
-      if (!isPreflight && !PUBLIC_PATHS.includes(path ?? "")) guard.checkToken(req);
-      if (path === null) throw new HttpError(404, "no such route");
+      if (!isPreflight && !PUBLIC_PATHS.includes(path)) guard.checkToken(req);
       const handler = isPreflight ? preflight : handlerOf(method);
+      if (!handler && path === ANY_PATH) throw NO_ROUTE;
       if (!handler) throw new HttpError(405, `${method} is not for this route`, allow);
       response = await handler(createQuery(url), req); // to HEAD Bun leaves out the body, and cancels a stream
     } catch (error) {
       const { status, message, headers } = asHttpError(error, log);
       const [reason] = message.split(/; got |(?<=malformed JSON): |(?<=no session) /); // what it had is private
       log.debug(`${status} ${method} ${url.replace(/\?.*/s, "")}: ${reason}`);
-      response = json({ error: message }, headers, status);
+      const isAsked = status === 401 && req.headers.get("accept")?.includes("text/html");
+      response = isAsked
+        ? reply(loginPage(message), PAGE_HEADERS, status)
+        : json({ error: message }, headers, status);
     }
     for (const name in cors) response.headers.set(name, cors[name] ?? "");
     return response;
@@ -2624,9 +2593,9 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const store = openStore(config.dataDir, log, now());
   const hub = createHub(store, (error) => void asHttpError(error, log), now);
   const ingest = createIngest(store, hub, now);
-  const parts = { config, guard: createGuard(config), store, hub, ingest, log };
+  const parts = { config, guard: createGuard(config, now), store, hub, ingest, log };
   const servers: Bun.Server<undefined>[] = [];
-  const routes = createRoutes(parts, now, servers);
+  const routes = createRoutes(parts, now);
   const paths = Object.keys(routes).map((route) => route.replace(/^\w+ /, ""));
   const answers = paths.map((path) => [path, createAnswer(path, routes, parts)] as const);
   // Both loopback addresses for `localhost`: a client may try either first.
@@ -2640,8 +2609,8 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
           reusePort: false, // on without development, so that two servers share a port (Bun 1.4.5)
           idleTimeout: IDLE_TIMEOUT_SECONDS,
           maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
-          routes: { ...Object.fromEntries(answers), [DASHBOARD_ROUTE]: dashboard },
-          fetch: createAnswer(null, routes, parts),
+          routes: Object.fromEntries(answers),
+          fetch: createAnswer(ANY_PATH, routes, parts),
         }),
       );
     } catch (error) {
@@ -2698,12 +2667,16 @@ if (import.meta.main) {
     const config = loadConfig(process.env);
     const log = createLog(config.logLevel);
     const server = startServer(config, log);
+    let isStopping = false;
     const exit = async (signal: string) => {
+      if (isStopping) return;
+      isStopping = true;
       log.info(`${signal}: stopping`);
       await server.stop();
       process.exit(0);
     };
-    for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, exit);
+    // Ctrl-C arrives twice under `bun start`: from the terminal, and from that.
+    for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, exit);
     log.info(`PAI Observability ${version} on ${server.url}`); // last: whoever reads it may end it
   } catch (error) {
     if (!(error instanceof StartError)) throw error;

@@ -232,7 +232,7 @@ describe("fields", () => {
       timestamp: null,
       data: { title: null, cost: null, tokens: null, model: null },
     };
-    expect(parseEvent(nulls, RECEIVED)).toMatchObject({ ...expected, facts: null });
+    expect(parseEvent(nulls, RECEIVED)).toMatchObject({ ...expected, fields: nulls.data });
     expect(parseEvent({ ...bare, data: null }, RECEIVED).data).toBe("{}");
   });
 
@@ -246,8 +246,7 @@ describe("fields", () => {
       error: "exit code 1",
     };
     const event = parse("tool_use", data, { id: "e1", timestamp: "2026-01-01T11:59:00Z" });
-    const { half, ...row } = event;
-    expect({ ...row, data: dataOf(event) }).toEqual({
+    expect({ ...event, data: dataOf(event) }).toEqual({
       client_id: "e1",
       session_id: "s",
       type: "tool_use",
@@ -256,10 +255,10 @@ describe("fields", () => {
       call_id: "call_1",
       duration_ms: 150,
       failed: true,
-      facts: null,
+      facts: {},
+      fields: data,
       data,
     });
-    expect(half).toMatchObject({ kind: "tool", side: "end", key: "call_1", outcome: "failed" });
   });
 
   test.each([
@@ -313,7 +312,7 @@ describe("fields", () => {
     ["message_user", false],
     ["context_loaded", false],
   ])("%s with a title → says a fact of its session: %p", (type, says) => {
-    expect(parse(type, { title: "Fix it" }).facts).toEqual(says ? { title: "Fix it" } : null);
+    expect(parse(type, { title: "Fix it" }).facts).toEqual(says ? { title: "Fix it" } : {});
   });
 });
 

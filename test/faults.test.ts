@@ -5,7 +5,16 @@
 
 import { Database } from "bun:sqlite";
 import { afterEach, describe, expect, test } from "bun:test";
-import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { EVENT_TYPES } from "../server.ts";
 import { paiPosts, seededRandom, sessionEvents } from "./fixtures.ts";
@@ -566,6 +575,49 @@ test("damage to the file of a running server: 503, a log line, streams that end 
   expect(server.output()).toMatch(/ error .*database/);
   expect(server.output()).not.toMatch(/^ +at /m);
 }, 15_000);
+
+test.skipIf(process.platform === "win32")(
+  "a reader of the log that stops reading: every request is answered, and the log says how many lines are missing",
+  async () => {
+    const dataDir = tempDir();
+    const pipe = join(dataDir, "log");
+    Bun.spawnSync(["mkfifo", pipe]);
+    // Both ends, so that opening waits for nobody; nobody reads until the test does.
+    const log = openSync(pipe, constants.O_RDWR | constants.O_NONBLOCK);
+    const child = Bun.spawn([process.execPath, join(import.meta.dir, "..", "server.ts")], {
+      cwd: dataDir,
+      env: {
+        PATH: process.env.PATH,
+        PORT: "0",
+        DATA_DIR: join(dataDir, "data"),
+        LOG_LEVEL: "debug",
+      },
+      stdio: ["ignore", log, log],
+    });
+    let text = "";
+    const read = () => {
+      const bytes = Buffer.alloc(1 << 20);
+      try {
+        text += bytes.toString("utf8", 0, readSync(log, bytes));
+      } catch {} // there is nothing to read
+      return text;
+    };
+    await waitFor(() => / on http:\S+\n/.test(read()), "the URL");
+    const url = / on (http:\S+)\n/.exec(text)?.[1] ?? "";
+    // A line each, of more than a pipe and a buffer hold.
+    const path = `/${"x".repeat(1_000)}`;
+    for (let n = 0; n < 400; n++) expect((await fetch(url + path)).status).toBe(404);
+    expect((await getJson<{ status: string }>({ url }, "/health")).status).toBe("ok");
+    await waitFor(() => /\d+ lines were left out/.test(read()), "the line that says so");
+    child.kill("SIGTERM");
+    await waitFor(() => read().includes("SIGTERM: stopping"), "the last line");
+    expect(await child.exited).toBe(0);
+    const told = text.match(/x{1000}/g)?.length ?? 0;
+    const leftOut = [...text.matchAll(/(\d+) lines were left out/g)];
+    expect(told + leftOut.reduce((sum, [, count]) => sum + Number(count), 0)).toBe(400);
+    closeSync(log);
+  },
+);
 
 describe("garbage", () => {
   const HOST = "Host: localhost\r\n";

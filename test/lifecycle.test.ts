@@ -21,6 +21,7 @@ import { type PostedEvent, seededRandom, sessionEvents } from "./fixtures.ts";
 import {
   databasePath,
   getJson,
+  isSoak,
   openStream,
   postEvent,
   removeTempDirs,
@@ -429,6 +430,38 @@ describe("stop", () => {
       expect(writers.refused).toEqual([]);
       expect(expectSound(dataDir, writers.acknowledged)).toBeGreaterThanOrEqual(100);
       expect(server.output()).not.toContain("error");
+    },
+  );
+
+  test("by Ctrl-C on `bun start` in a terminal, from which two signals come: clean, each time", async () => {
+    for (let time = 0; time < (isSoak ? 25 : 5); time++) {
+      const dataDir = tempDir();
+      let output = "";
+      const decoder = new TextDecoder();
+      const child = Bun.spawn([process.execPath, "start"], {
+        cwd: PROJECT,
+        env: { PATH: process.env.PATH ?? "", PORT: "0", DATA_DIR: dataDir },
+        terminal: { data: (_, bytes) => void (output += decoder.decode(bytes, { stream: true })) },
+      });
+      const url = () => / on (http:\S+)/.exec(output)?.[1] ?? "";
+      await waitFor(() => url() !== "", "the URL");
+      await postEvent({ url: url() }, sessionEvents("s1", { from: FROM }));
+      child.terminal?.write("\x03");
+      expect(await child.exited).toBe(0);
+      expect(output.match(/: stopping/g)).toHaveLength(1);
+      expect(readdirSync(dataDir).filter((name) => /-(wal|shm)$/.test(name))).toEqual([]);
+    }
+  }, 60_000);
+
+  test.each(["SIGINT", "SIGTERM"] as const)(
+    "a second %s while it stops changes nothing",
+    async (signal) => {
+      const dataDir = tempDir();
+      await using server = await spawnServer({ dataDir });
+      await postEvent(server, sessionEvents("s1", { from: FROM }));
+      process.kill(server.pid, signal);
+      expect((await server.end(signal)).exitCode).toBe(0);
+      expect(readdirSync(dataDir).filter((name) => /-(wal|shm)$/.test(name))).toEqual([]);
     },
   );
 

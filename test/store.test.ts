@@ -660,7 +660,7 @@ describe("any order", () => {
     expect(expected.events).toBe(posts.length + 1); // and the agent behind the task call
     for (let order = 0; order < 50; order++)
       expect(await snapshotOf(shuffled([...posts, ...posts], random), random)).toEqual(expected);
-  });
+  }, 60_000);
 
   test("a store that is closed and opened between any two posts → the same rows", async () => {
     const posts = variedPosts();
@@ -678,7 +678,7 @@ describe("any order", () => {
     } finally {
       rmSync(dataDir, { recursive: true, force: true });
     }
-  });
+  }, 60_000);
 });
 
 describe("usage", () => {
