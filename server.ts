@@ -23,7 +23,7 @@
 
 import { Database, SQLiteError } from "bun:sqlite";
 import { timingSafeEqual } from "node:crypto";
-import { chmodSync, closeSync, mkdirSync, openSync, readdirSync } from "node:fs";
+import { chmodSync, closeSync, type Dirent, mkdirSync, openSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import dashboard from "./dashboard/index.html";
 import { version } from "./package.json";
@@ -1166,7 +1166,12 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
   }
 
   /** Adds what is new of `event` to `added`. @returns its id */
-  function insert(event: TelemetryEvent, added: LoggedEvent[]): number {
+  function insert(event: TelemetryEvent, added: LoggedEvent[], now: number): number {
+    if (event.type === "session_end") {
+      // While its clock ran ahead, a machine told times that are yet to come: an end is after them.
+      const { last_activity_at } = sessions.open(event.session_id);
+      if (last_activity_at > now) event.timestamp = last_activity_at;
+    }
     const { facts: _, fields: __, implied, ...row } = event;
     // A line of the export, posted back to where it came from.
     const exported = /^\d{15,16}$/.test(row.client_id ?? "") ? selectExported.get(row) : null;
@@ -1175,7 +1180,7 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
     if (changes === 0) return selectKnown.get(row)?.id ?? 0;
     const id = Number(lastInsertRowid);
     added.push(Object.assign(event, { id }));
-    if (implied) insert(implied, added);
+    if (implied) insert(implied, added, now);
     return id;
   }
 
@@ -1221,7 +1226,7 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
       const receipts = commit(() => {
         const receipts = posts.map((events): Receipt => {
           const before = added.length;
-          const ids = events.map((event) => insert(event, added));
+          const ids = events.map((event) => insert(event, added, now));
           return { ids, stored: added.length - before };
         });
         fold(added, now);
@@ -1653,6 +1658,8 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
        IFNULL((${timeSql}), 0) < cutoff AND EXISTS (
          SELECT 1 FROM deletions WHERE id > $after AND last_event_id > $cursor
            AND ($session_id IS NULL OR session_id = $session_id)))`);
+  const selectAge = sql(`
+    SELECT 1 FROM (SELECT MAX(last_event_at) AS last FROM sessions) WHERE last < $cutoff`);
   let isStopped = false;
 
   /**
@@ -1706,6 +1713,8 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
       if (count > 0 && !isStopped) sql("PRAGMA wal_checkpoint(TRUNCATE)").all({});
       return count;
     },
+    /** There are sessions, and none had an event since `cutoff`. */
+    isAllExpired: (cutoff: number) => selectAge.get({ cutoff }) !== null,
     stopPruning: () => void (isStopped = true), // one that goes on ends with its step
     /** Sessions deleted after the deletion of id `after`, with those whose rows this changed, as JSON. */
     deletionsSince: (after: number) => selectDeletions.all({ after }),
@@ -1752,7 +1761,9 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
       ...createRetention(sql, writer),
       append: writer.append,
       size: () => ({ ...writer.stored, bytes: pragma(db, "page_count") * pragma(db, "page_size") }),
-      /** Writes the log back into the database file and lets go of the directory. */
+      /** Writes the log back into the database file, so that a copy of that is whole. */
+      merge: () => void sql("PRAGMA wal_checkpoint(TRUNCATE)").all({}),
+      /** The same, and lets go of the directory. */
       close(): void {
         db.close();
         lock.close();
@@ -1764,22 +1775,22 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
     if (error instanceof StartError) throw error;
     const reason = isBusy(error)
       ? "locked by another process; end it, then start again"
-      : `not a database that this server can use (${messageOf(error).replace(/\s+/g, " ")}); move it away or put a backup in its place, then start again. Nothing was deleted`;
+      : `not a database that this server can use (${messageOf(error).replace(/\s+/g, " ")}); move it away or put a backup in its place, then start again (a copy of a running server's file lacks what is in its -wal). Nothing was deleted`;
     throw new StartError(`${path}: ${reason}`);
   }
 }
 
 /** The database at `path` and a lock on it; the directory, and our files in it, are for their owner only. */
 function takeDirectory(dir: string, path: string) {
-  const isOurs = (name: string) => name.startsWith("observability.db");
+  const isOurs = (it: Dirent) => it.isFile() && it.name.startsWith("observability.db"); // no link, no folder
   try {
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     // Before SQLite gives them a wider mode; that of the database is also that of -wal and -shm.
     for (const file of [path, `${path}.lock`]) closeSync(openSync(file, "a", 0o600));
-    const names = readdirSync(dir);
+    const entries = readdirSync(dir, { withFileTypes: true });
     // A directory that was there already is left as it is where it holds other things than ours.
-    if (names.every((name) => name === ".gitkeep" || isOurs(name))) chmodSync(dir, 0o700);
-    for (const name of names.filter(isOurs)) chmodSync(join(dir, name), 0o600);
+    if (entries.every((it) => it.name === ".gitkeep" || isOurs(it))) chmodSync(dir, 0o700);
+    for (const { name } of entries.filter(isOurs)) chmodSync(join(dir, name), 0o600);
     // A transaction in a database of its own: the system ends it with the process, however that ends.
     const lock = new Database(`${path}.lock`);
     lock.run("PRAGMA journal_mode = MEMORY"); // nothing is written: no journal file
@@ -2628,9 +2639,16 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */
   const isAsked = () =>
     servers.reduce((sum, { pendingRequests }) => sum + pendingRequests, 0) > hub.size;
+  let isFirst = true;
   const prune = async () => {
     try {
       const cutoff = now() - config.retentionHours * HOUR_MS;
+      const isDoubtful = isFirst && store.isAllExpired(cutoff);
+      isFirst = false;
+      if (isDoubtful)
+        return log.warn(
+          "retention: all sessions are too old; if the clock is right, they go in an hour",
+        );
       const sessionCount = await store.prune(cutoff, isAsked, hub.publish);
       if (sessionCount > 0) log.info(`retention: ${sessionCount} sessions deleted`);
     } catch (error) {
@@ -2638,7 +2656,18 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
     }
   };
   let pruning = prune();
+  let lastHead = 0;
+  const mergeWhenIdle = () => {
+    const head = store.head();
+    try {
+      if (head === lastHead) store.merge();
+    } catch (error) {
+      asHttpError(error, log); // a full disk, or a lock: it stays in the log
+    }
+    lastHead = head;
+  };
   const timers = [
+    setInterval(mergeWhenIdle, MINUTE_MS),
     setInterval(() => (pruning = pruning.then(prune)), HOUR_MS),
     setInterval(hub.heartbeat, HEARTBEAT_MS),
     setInterval(() => hub.publish(now()), SWEEP_INTERVAL_MS),

@@ -12,6 +12,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
@@ -138,6 +139,21 @@ describe("start", () => {
       expect.arrayContaining(["observability.db", "observability.db-wal", "observability.db-shm"]),
     );
     expect(modes.filter(([, mode]) => mode !== "600")).toEqual([]);
+  });
+
+  test("what isn't its own file keeps its mode: a link's target, and a folder whose name begins as its own", async () => {
+    const dataDir = tempDir();
+    const target = join(tempDir(), "target");
+    writeFileSync(target, "");
+    chmodSync(target, 0o644);
+    symlinkSync(target, join(dataDir, "observability.db-linked"));
+    mkdirSync(join(dataDir, "observability.db.old"));
+    chmodSync(join(dataDir, "observability.db.old"), 0o755);
+    await using _ = await spawnServer({ dataDir });
+    const mode = (path: string) => (statSync(path).mode & 0o777).toString(8);
+    expect(mode(target)).toBe("644");
+    expect(mode(join(dataDir, "observability.db.old"))).toBe("755");
+    expect(mode(databasePath(dataDir))).toBe("600");
   });
 
   test("a database that was put there readable for all is 0600 after the start", async () => {

@@ -2,7 +2,7 @@
 
 import { Database } from "bun:sqlite";
 import { afterEach, describe, expect, jest, spyOn, test } from "bun:test";
-import { rmSync, statSync } from "node:fs";
+import { copyFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import {
   createHub,
@@ -18,6 +18,7 @@ import {
 import type { AgentRun, ToolCall } from "./helpers.ts";
 import { paiPosts, type PostedEvent, seededRandom, sessionEvents, shuffled } from "./fixtures.ts";
 import {
+  databasePath,
   getJson,
   makeTempDir,
   openTestStore,
@@ -1128,8 +1129,47 @@ describe("prune", () => {
     await using server = await startTestServer({ now: () => now });
     await postEvent(server, startedNow);
     now += 7 * DAY + 1;
+    await postEvent(server, { ...startedNow, session_id: "fresh" });
     await server.restart();
+    await waitFor(async () => (await eventsStored(server)) === 1, "the session to go");
+  });
+
+  test("a server that starts where every session has expired → doubts its clock: it says so, and deletes them an hour later", async () => {
+    let now = START;
+    const warnings: string[] = [];
+    const log = {
+      debug() {},
+      info() {},
+      warn: (line: string) => void warnings.push(line),
+      error() {},
+    };
+    jest.useFakeTimers();
+    await using server = await startTestServer({ now: () => now, log });
+    await postEvent(server, startedNow);
+    now += 8 * DAY;
+    await server.restart();
+    jest.advanceTimersByTime(HOUR - 1);
+    expect(await eventsStored(server)).toBe(1);
+    expect(warnings).toEqual([expect.stringContaining("clock")]);
+    jest.advanceTimersByTime(1);
+    jest.useRealTimers();
     await waitFor(async () => (await eventsStored(server)) === 0, "the session to go");
+  });
+
+  test("a server without an event for a minute → its one file has everything, as a copy shows", async () => {
+    jest.useFakeTimers();
+    await using server = await startTestServer();
+    await postEvent(server, startedNow);
+    const eventsInCopy = () => {
+      const copy = join(server.dataDir, "copy.db");
+      copyFileSync(databasePath(server.dataDir), copy);
+      using db = new Database(copy);
+      return db.query<{ n: number }, []>("SELECT COUNT(*) AS n FROM events").get()?.n;
+    };
+    jest.advanceTimersByTime(60_000); // it sees the event, and waits for more
+    jest.advanceTimersByTime(60_000);
+    jest.useRealTimers();
+    expect(eventsInCopy()).toBe(1);
   });
 
   test("a server under which a session expires → deletes it within the hour", async () => {
@@ -1268,3 +1308,25 @@ function pick<T>(random: () => number, items: readonly T[]): T {
 function compare(a: string, b: string): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
+
+test("a session whose events came while the clock ran ahead → is over, and waits for nobody, once it has ended", async () => {
+  let now = START + 8 * 24 * HOUR;
+  await using server = await startTestServer({ now: () => now });
+  const post = (type: string, data = {}) => postEvent(server, { type, session_id: "s", data });
+  await post("session_start");
+  await post("input_requested", { request_id: "r", kind: "question" });
+  now = START; // somebody has set it right
+  const read = async () => {
+    const { sessions } = await getJson<{ sessions: Record<string, unknown>[] }>(
+      server,
+      "/api/sessions",
+    );
+    return sessions[0];
+  };
+  expect(await read()).toMatchObject({ status: "active", waiting_since: expect.any(String) });
+  await post("session_end", { reason: "completed" });
+  expect(await read()).toMatchObject({ status: "completed", waiting_since: null });
+  await post("session_update", { title: "later" });
+  await server.restart();
+  expect(await read()).toMatchObject({ status: "completed", waiting_since: null });
+});
