@@ -27,6 +27,7 @@ import { chmodSync, closeSync, type Dirent, mkdirSync, openSync, readdirSync } f
 import { join } from "node:path";
 import dashboard from "./dashboard/index.html";
 import { version } from "./package.json";
+import pluginText from "./plugin/observability.ts" with { type: "text" };
 
 const SECOND_MS = 1_000;
 const MINUTE_MS = 60 * SECOND_MS;
@@ -1047,6 +1048,8 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
 // -- Senders: who posts, and until when each is taken to live. In memory alone
 
 const SENDER_INTERVAL_MS = 10 * SECOND_MS; // of a sender that hasn't said its own
+const PLUGIN = String(pluginText); // as it is handed out, also by an executable, which has no files
+const PLUGIN_VERSION = /^export const PLUGIN_VERSION = "(.*)"/.exec(PLUGIN)?.[1] ?? "";
 const MISSED_INTERVALS = 3; // of silence, after which a sender is lost
 const MAX_SENDERS = 10_000;
 const UNSAID = { every_ms: null, name: null, version: null };
@@ -1072,16 +1075,18 @@ function createSenders(startedAt: number) {
   const isLost = (sender: string, now: number) =>
     staleAt({ sender, last_event_at: 0 }, false, now) <= now;
 
-  /** That `sender` lives, and what it says of itself. @returns whether it is new */
+  /** That `sender` lives, and what it says of itself. @returns whether no other says the same */
   function hear(sender: string, now: number, said?: Heard): boolean {
     const known = senders.get(sender);
     const back_at = known && !isLost(sender, now) ? known.back_at : now; // a new one's sessions may have been told as lost
     const what = said?.bye === false ? said : (known ?? UNSAID); // a bye says no more than that
+    const isSame = (it: Sender) => it.name === what.name && it.version === what.version;
+    const isNew = said !== undefined && !senders.values().some(isSame);
     senders.delete(sender); // to be the last: the first was heard least lately
     senders.set(sender, { ...what, sender, bye: said?.bye ?? false, heard_at: now, back_at });
     const [oldest = ""] = senders.keys();
     if (senders.size > MAX_SENDERS) senders.delete(oldest);
-    return known === undefined;
+    return isNew;
   }
 
   return {
@@ -1392,7 +1397,10 @@ function createReader(sql: Sql, senders: Senders) {
     }
     const lastHour = activity(now - HOUR_MS, now + MINUTE_MS);
     const errors_last_hour = lastHour.reduce((sum, { error_count }) => sum + error_count, 0);
-    return { ...counts, errors_last_hour, activity: lastHour };
+    const isOld = ({ name, version, is_lost }: ReturnType<typeof senders.listSenders>[number]) =>
+      name === "opencode" && !is_lost && Bun.semver.satisfies(version ?? "", `<${PLUGIN_VERSION}`);
+    const old_plugin = senders.listSenders(now).find(isOld)?.version ?? null;
+    return { ...counts, errors_last_hour, activity: lastHour, old_plugin };
   }
 
   /** A span as it is now; null: there is none. An open one is over since its session ended, or became stale. */
@@ -2136,6 +2144,7 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
 // reach a server on localhost, by forms and by DNS rebinding too. Knows nothing of events.
 
 const MAX_BODY_BYTES = 1024 * 1024;
+const MAX_REFUSED = 1_000;
 const COOKIE_SECONDS = 30 * 86_400;
 const COOKIE = { maxAge: COOKIE_SECONDS, httpOnly: true, sameSite: "strict", path: "/" } as const;
 const JSON_TYPE = "application/json";
@@ -2152,7 +2161,8 @@ const CORS_HEADERS = {
 
 type Guard = ReturnType<typeof createGuard>;
 
-function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: Clock) {
+function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: Clock, log: Log) {
+  const refused = new Set<string>(); // clients, by their User-Agent: a line of the log for each
   const digest = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest();
   const wanted = authToken === null ? null : digest(authToken);
   const isToken = (given: string | null | undefined) =>
@@ -2210,6 +2220,10 @@ function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: C
       const [expires = ""] = cookie.split(".");
       const isCookie = timingSafeEqual(digest(cookie), digest(cookieValue(name, expires)));
       if (isToken(bearer) || (isCookie && Number(expires) > now())) return;
+      const client = headers.get("user-agent")?.slice(0, 100) ?? "";
+      if (!refused.has(client) && refused.size < MAX_REFUSED)
+        log.warn(`401: ${client} sends no token, or a wrong one`);
+      if (refused.size < MAX_REFUSED) refused.add(client);
       const problem = "expected Bearer and the AUTH_TOKEN; in a browser, open /?token=… once";
       throw new HttpError(401, `Authorization: ${problem}`, { "WWW-Authenticate": "Bearer" });
     },
@@ -2253,7 +2267,6 @@ type Parts = { config: Config; guard: Guard; store: Store; hub: Hub; ingest: Ing
 
 const DEFAULT_LIMIT = 100;
 const PLAIN_TEXT = { "Content-Type": "text/plain; charset=utf-8" };
-const PLUGIN = new URL("./plugin/observability.ts", import.meta.url);
 const NO_ROUTE = new HttpError(404, "no such route");
 const PUBLIC_PATHS = ["/", "/health"]; // without a token; "/" asks for it itself, because it also takes it
 const ANY_PATH = "/*"; // that no other route has
@@ -2539,7 +2552,11 @@ function createRoutes(parts: Parts, now: Clock): Routes {
     "GET /api/analytics/agents": (query) => streamJson({ agents: usage("agent", query) }),
     "GET /api/analytics/activity": (query) =>
       json({ activity: store.activity(...query.range(now())) }, headId()),
-    "GET /plugin/observability.ts": () => reply(Bun.file(PLUGIN), PLAIN_TEXT),
+    "GET /plugin/observability.ts": (_query, { headers }) => {
+      const scheme = headers.get("x-forwarded-proto") === "https" ? "https" : "http";
+      const address = JSON.stringify(`${scheme}://${headers.get("host")}`); // it posts to where it came from
+      return reply(PLUGIN.replace(/(?<=^const DEFAULT_SERVER = )"[^"]*"/m, address), PLAIN_TEXT);
+    },
   };
 }
 
@@ -2604,7 +2621,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const store = openStore(config.dataDir, log, now());
   const hub = createHub(store, (error) => void asHttpError(error, log), now);
   const ingest = createIngest(store, hub, now);
-  const parts = { config, guard: createGuard(config, now), store, hub, ingest, log };
+  const parts = { config, guard: createGuard(config, now, log), store, hub, ingest, log };
   const servers: Bun.Server<undefined>[] = [];
   const routes = createRoutes(parts, now);
   const paths = Object.keys(routes).map((route) => route.replace(/^\w+ /, ""));

@@ -1,38 +1,48 @@
+export const PLUGIN_VERSION = "3.0.0";
+const DEFAULT_SERVER = "http://localhost:3001"; // a server that hands this file out puts its own address here
+
 /**
- * PAI Observability for OpenCode: posts what a session does, while it does it.
+ * PAI Observability for OpenCode 1.18 and 2: posts what a session does, while it does it.
  *
- * Install: copy this file to `~/.config/opencode/plugin/` (every project) or `.opencode/plugin/`
- * (one project). A running server hands it out:
+ * Install: copy this file to `~/.config/opencode/plugins/` (every project) or `.opencode/plugins/`
+ * (one project), not both. A running server hands it out:
  *
- *     curl -f --create-dirs -o ~/.config/opencode/plugin/observability.ts \
- *       localhost:3001/plugin/observability.ts
+ *     curl -f --create-dirs -o ~/.config/opencode/plugins/observability.ts \
+ *       http://localhost:3001/plugin/observability.ts
  *
- * OBSERVABILITY_SERVER says where the server is; OBSERVABILITY_TOKEN is its AUTH_TOKEN, if any.
- * OBSERVABILITY_CONTENT says how much leaves: `none`, `args` (the default) or `full`, see Content.
- * OBSERVABILITY_REDACT=off sends secrets as they are; else they are masked.
+ * A setting is looked for in the plugin's options, in the environment, in `pai-observability.json` in
+ * OpenCode's config directory, in this order:
+ *
+ * | Option, JSON | Environment            | Default        |                                          |
+ * |--------------|------------------------|----------------|------------------------------------------|
+ * | server       | OBSERVABILITY_SERVER   | DEFAULT_SERVER | where the server is                      |
+ * | token        | OBSERVABILITY_TOKEN    | none           | its AUTH_TOKEN                           |
+ * | content      | OBSERVABILITY_CONTENT  | args           | how much leaves: none, args or full      |
+ * | redact       | OBSERVABILITY_REDACT   | on             | off: secrets leave as they are           |
+ * | backfill     | OBSERVABILITY_BACKFILL | on             | 0: what the server has missed stays away |
  *
  * The life of a fact:
  *
- *     OpenCode's hooks ──▶ translator ──▶ content ──▶ queue ──▶ POST /api/events, in order, in batches
+ *     OpenCode 1.18 ──▶ translator ──▶ ledger ─┬▶ content ──▶ queue ──▶ POST /api/events
+ *     OpenCode 2 ──▶ order ──▶ translator ─────┘                      in order, in batches
  *
+ * - Each generation of OpenCode has one section, with all that is read of it and its translator. What
+ *   the generations have in common is the ledger's: sessions, turns, calls, waits, outcomes.
  * - Times, durations and failures are OpenCode's own. A fact has one id, however often OpenCode
  *   repeats it and however often it is posted: the server stores it once.
  * - A provider's options, headers and keys are never read.
- * - No hook waits, throws or prints. Without a server events wait in memory, up to a bound. While
- *   no session runs there is no timer and no request.
+ * - No hook waits, throws or prints. Without a server events wait in memory, up to a bound; what that
+ *   loses, and what happened before, is told later from OpenCode's own store (see Past). While no
+ *   session runs there is no timer and no request.
  */
 
 import { createHash, randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { homedir } from "node:os";
+import { dirname, join } from "node:path";
 
-// ─── Settings ────────────────────────────────────────────────────────────────
-
-const OBSERVABILITY_SERVER = process.env.OBSERVABILITY_SERVER ?? "http://localhost:3001";
-const OBSERVABILITY_TOKEN = process.env.OBSERVABILITY_TOKEN;
-const OBSERVABILITY_CONTENT = process.env.OBSERVABILITY_CONTENT ?? "args";
-const OBSERVABILITY_REDACT = process.env.OBSERVABILITY_REDACT ?? "on";
-
-/** Of this file, so that the server can tell an old copy. */
-const PLUGIN_VERSION = "2.0.0";
+// ─── Bounds ──────────────────────────────────────────────────────────────────
 
 /** Arguments, prompts and the like are cut here: enough to recognise a call by. */
 const MAX_TEXT_CHARS = 4_096;
@@ -53,15 +63,25 @@ const POST_TIMEOUT_MS = 1_000;
 /** The pause after a failed POST doubles from the first to the second. */
 const MIN_RETRY_MS = 250;
 const MAX_RETRY_MS = 5_000;
-/** OpenCode's exit waits for `dispose`, which has half a second. */
+/** The exit of OpenCode 1.18 waits half a second for `dispose`; that of 2 for longer (9 s were seen). */
 const FLUSH_MS = 400;
+const FLUSH_2_MS = 800;
 
 /** A sender that is silent for three of these is lost. */
 const BEAT_MS = 10_000;
 /** The first beats, 40 s: by then a predecessor that was killed a moment ago is known as lost. */
 const MAX_PREDECESSOR_CHECKS = 5;
 
-/** The translator's memory, a few MB. Forgetting is harmless: a repeat has the same id. */
+/** What is told of the past at most: the server keeps 7 days, unless told otherwise. */
+const MAX_PAST_MS = 7 * 24 * 3_600_000;
+const MAX_PAST_SESSIONS = 200;
+const MAX_PAST_DURATION_MS = 20_000;
+/** A call that was on its way when the server was last reached is told anew. */
+const PAST_MARGIN_MS = 60_000;
+/** How often, at most, the time at which the server was reached is written down. */
+const REACHED_INTERVAL_MS = 60_000;
+
+/** The translators' memory, a few MB. Forgetting is harmless: a repeat has the same id. */
 const MAX_SESSIONS = 1_000;
 const MAX_SENT_IDS = 10_000;
 /** An agent that asks an agent that asks …: OpenCode's own limit is far below. */
@@ -105,13 +125,536 @@ function forgetOldest(memory: Map<string, unknown> | Set<string>, limit: number)
   }
 }
 
-// ─── OpenCode 1.18: what is read ─────────────────────────────────────────────
-// Fields not named here are left alone. Declared rather than imported, so that this file is all
-// there is to copy.
+// ─── Ledger ──────────────────────────────────────────────────────────────────
+// What every generation of OpenCode has: sessions and their facts, turns, steps, calls, agents, waits
+// for the person. It gives our events, and remembers what it has said, so that the many repeats of a
+// fact become one event. No clock, no network, no environment: the time comes in with each call.
 
+/** As both generations say it. */
 type Tokens = Record<"input" | "output" | "reasoning", number> & {
   cache: { read: number; write: number };
 };
+
+/** US dollars and tokens. */
+type Usage = Record<(typeof USAGE_FIELDS)[number], number>;
+const USAGE_FIELDS = ["cost", "input", "output", "reasoning", "cache_read", "cache_write"] as const;
+
+interface FileChange {
+  path: string;
+  additions?: number | undefined;
+  deletions?: number | undefined;
+}
+
+/** What OpenCode says of a session. */
+interface Description {
+  created: number;
+  usage?: Usage | undefined;
+  /** title, directory, agent, model, parent_session_id */
+  facts: Data;
+}
+
+interface SessionState {
+  /** Undefined: of this session nothing has been said yet but what happens in it. */
+  created?: number;
+  facts: Data;
+  /** Heard from its beginning, so that what is counted of it is all. */
+  isWhole?: boolean;
+  /** What has been changed, by the prompt or the call that it was. */
+  changes: Map<string, FileChange[]>;
+  /** As last told. */
+  told: Data;
+  /** As OpenCode last announced it; of steps that are over but not in it yet; what a fork copied. */
+  usage?: Usage | undefined;
+  pending: Usage;
+  copied: Usage;
+  /** Undefined: nothing is known of its turns. */
+  turn?: "new" | "running" | "ended";
+  reason: "completed" | "interrupted" | "error";
+  /** The latest prompt's id, and its turn_start, which waits for OpenCode to take it up. */
+  promptId?: string;
+  prompt?: TelemetryEvent | undefined;
+  step?: Step | undefined;
+  /** Since when OpenCode could ask the model. */
+  readyAt?: number | undefined;
+  /** A session_error, which waits for the step that it ends: that will tell of it. */
+  held?: TelemetryEvent | undefined;
+  /** The latest of this turn. */
+  error?: string | undefined;
+}
+
+/** One step: a request to the model and its answer. The tools that it called run on after that. */
+interface Step {
+  /** The id of its message. */
+  id: string;
+  session_id: string;
+  model: { model?: string; provider?: string; agent?: string };
+  /** When the model was asked first and last, how often, and when its answer's first byte came. */
+  begun?: number;
+  asked?: number;
+  requests: number;
+  first?: number | undefined;
+  isRetrying?: boolean;
+  /** The latest sign of its answer. */
+  answered?: number;
+  /** What the model has said, by part. */
+  texts: Map<string, string>;
+}
+
+interface StepEnd {
+  usage?: Usage | undefined;
+  finish?: string | undefined;
+  ending: Ending;
+  context_limit?: number | undefined;
+}
+
+interface Call {
+  /** Of its events, which add what they are. */
+  id: string;
+  session_id: string;
+  call_id: string;
+  tool: string;
+  args: Data;
+  start: number;
+  /** The session of the agent that it runs; without one no agent runs. */
+  child?: string | undefined;
+  agent: { type: unknown; description: unknown; prompt: unknown };
+  /** The agent goes on after the call has ended. */
+  isInBackground?: boolean;
+}
+
+interface CallEnd {
+  end: number;
+  ending: Ending;
+  files?: FileChange[] | undefined;
+  output?: string | undefined;
+}
+
+type Ending =
+  | { outcome: "ok" | "denied" | "cancelled" }
+  | { outcome: "exit"; exit_code: number }
+  | { outcome: "failed"; error: string };
+
+/** What OpenCode says of a call that is over. */
+interface Verdict {
+  error?: string | undefined;
+  isDenied?: boolean;
+  isCancelled?: boolean;
+  /** Of a command. */
+  exit?: number | null | undefined;
+}
+
+/**
+ * What became of a call: the first that applies.
+ *
+ * | Said of it                        | Outcome   |
+ * |-----------------------------------|-----------|
+ * | the person or a rule refused it   | denied    |
+ * | it was stopped, or its command    | cancelled |
+ * | an error                          | failed    |
+ * | a command's exit code, other than 0 | exit    |
+ * | else                              | ok        |
+ */
+function endingOf({ error, isDenied, isCancelled, exit }: Verdict): Ending {
+  if (isDenied) return { outcome: "denied" };
+  if (isCancelled) return { outcome: "cancelled" };
+  if (error !== undefined) return { outcome: "failed", error };
+  if (typeof exit === "number" && exit !== 0) return { outcome: "exit", exit_code: exit };
+  return { outcome: "ok" };
+}
+
+/** What may still come when a turn has ended; it doesn't begin another. */
+const LATE_TYPES = /^(tool_use|agent_complete|model_response|session_error)$/;
+
+type InputKind = "permission" | "question";
+
+/**
+ * `tell` gives of the events that the other functions make those that haven't been told yet.
+ *
+ * @param waitedMs by call: for how long it has waited for the person, in its subagents too
+ */
+function createLedger(waitedMs = new Map<string, number>()) {
+  const sessions = new Map<string, SessionState>();
+  const sent = new Set<string>();
+  const isTold = (id: string) => sent.has(id);
+  const calls = createCalls(waitedMs, isTold, (id) => stateOf(id).turn === "ended");
+
+  function stateOf(sessionId: string): SessionState {
+    const none = usageOf({});
+    const state = sessions.get(sessionId) ?? {
+      ...{ facts: {}, told: {}, changes: new Map(), reason: "completed" },
+      ...{ pending: none, copied: none },
+    };
+    sessions.delete(sessionId);
+    sessions.set(sessionId, state);
+    forgetOldest(sessions, MAX_SESSIONS);
+    return state;
+  }
+
+  // -- Sessions
+
+  /** Its own. The figure of OpenCode 1.18 lacks the last step until after the end. */
+  function usedBy({ usage, pending, copied }: SessionState): Data {
+    if (usage === undefined && pending.cost === 0) return {};
+    return figures(plus(plus(usage ?? usageOf({}), pending), copied, -1));
+  }
+
+  function factsOf(session: SessionState): Data {
+    const { facts, changes, isWhole } = session;
+    const changed = isWhole && changes.size > 0 ? sumOf([...changes.values()].flat()) : undefined;
+    return known({ ...facts, ...usedBy(session), changes: changed });
+  }
+
+  /** A session_update with all facts, where one is new: one that is lost is made good by the next. */
+  function update(id: string, session_id: string, now: number): TelemetryEvent[] {
+    const session = stateOf(session_id);
+    const facts = factsOf(session);
+    if (JSON.stringify(facts) === JSON.stringify(session.told)) return [];
+    session.told = facts;
+    return [eventOf("session_update", id, session_id, now, facts)];
+  }
+
+  function describe(
+    id: string,
+    session_id: string,
+    { created, usage, facts }: Description,
+    isNew: boolean,
+    now: number,
+  ): TelemetryEvent[] {
+    const session = stateOf(session_id);
+    if (usage) {
+      const news = plus(usage, session.usage ?? usageOf({}), -1);
+      session.pending = plus(session.pending, news, -1);
+      session.usage = usage;
+    }
+    session.created = created;
+    Object.assign(session.facts, known(facts));
+    if (isNew) {
+      session.turn ??= "new";
+      session.isWhole = true;
+      session.told = factsOf(session);
+    }
+    // An update too: the server may know its start from an earlier process, with older facts.
+    const updates = isNew ? [] : update(id, session_id, now);
+    const startId = `${session_id}:session_start`;
+    return [eventOf("session_start", startId, session_id, created, session.told), ...updates];
+  }
+
+  function change(session_id: string, by: string, files: FileChange[]): void {
+    const { changes } = stateOf(session_id);
+    if (files.length === 0 && !changes.has(by)) return;
+    changes.set(by, files);
+    forgetOldest(changes, MAX_SESSIONS);
+  }
+
+  // -- Turns
+
+  function beginTurn(id: string, session_id: string, now: number): TelemetryEvent[] {
+    const session = stateOf(session_id);
+    const events: TelemetryEvent[] = [];
+    if (session.turn !== "running") {
+      if (session.turn !== "new")
+        events.push(eventOf("session_start", id, session_id, now, session.told));
+      Object.assign(session, { turn: "running", reason: "completed", error: undefined });
+    }
+    // The task of an agent isn't the person's.
+    if (session.prompt && session.facts.parent_session_id === undefined)
+      events.push(session.prompt);
+    session.prompt = undefined;
+    return events;
+  }
+
+  /** `events` are the end of its agent, where that has gone on in the background, and its own. */
+  function endTurn(id: string, session_id: string, now: number): TelemetryEvent[] {
+    const session = stateOf(session_id);
+    const { reason, error = reason } = session;
+    const outcome = reason === "completed" ? "ok" : "cancelled";
+    const ending: Ending = reason === "error" ? { outcome: "failed", error } : { outcome };
+    const events = calls.endAgent(session_id, now, ending);
+    if (session.turn === "ended") return events; // said again, as after an error (OpenCode 1.18.33)
+    session.turn = "ended";
+    // Aborted or failed: the end of its step is still to come, and then its own (OpenCode 1.18.33).
+    if (!session.step) events.push(sessionEnd(id, session_id, now));
+    return events;
+  }
+
+  /** By its prompt, where that hasn't ended yet: so the past tells the same end. */
+  function sessionEnd(id: string, session_id: string, now: number): TelemetryEvent {
+    const session = stateOf(session_id);
+    const { promptId, reason } = session;
+    const own = `${promptId}:session_end`;
+    const endId = promptId === undefined || sent.has(own) ? id : own;
+    return eventOf("session_end", endId, session_id, now, { reason, ...usedBy(session) });
+  }
+
+  /** One cause, one error. Where a step is open its end will tell of it, so that it counts for its model. */
+  function fail(id: string, session_id: string, error_name: string, error: string, now: number) {
+    const session = stateOf(session_id);
+    session.reason = "error";
+    if (session.error === error) return [];
+    session.error = error;
+    const event = eventOf("session_error", id, session_id, now, { error_name, error });
+    if (session.step === undefined) return [event];
+    session.held = event;
+    return [];
+  }
+
+  // -- Steps
+
+  function request(step: Step, at: number): TelemetryEvent {
+    step.begun ??= at;
+    step.asked = at;
+    step.first = undefined;
+    step.isRetrying = false;
+    step.requests += 1;
+    const id = `${step.id}:model_request${step.requests === 1 ? "" : `:${step.requests}`}`;
+    return eventOf("model_request", id, step.session_id, at, { call_id: step.id, ...step.model });
+  }
+
+  function respond(step: Step, start: number, end: number, of: StepEnd): TelemetryEvent[] {
+    const { id, session_id, model, first, texts } = step;
+    const session = stateOf(session_id);
+    if (session.step?.id === id) session.step = undefined;
+    const { held } = session;
+    session.held = undefined;
+    const { ending, usage, finish, context_limit } = of;
+    const hasFailed = ending.outcome === "failed";
+    if (hasFailed) Object.assign(session, { error: ending.error, reason: "error" });
+    const begun = step.begun ?? start;
+    const ended = Math.max(begun, (hasFailed ? undefined : step.answered) ?? end);
+    const response = eventOf("model_response", `${id}:model_response`, session_id, ended, {
+      call_id: id,
+      ...model,
+      duration_ms: ended - begun,
+      first_token_ms: first && elapsed(step.asked ?? begun, first),
+      ...(usage && figures(usage)),
+      finish_reason: finish,
+      ...ending,
+      context_limit,
+      text: texts.size > 0 ? [...texts.values()].join("\n") : undefined,
+    });
+    return held && !hasFailed ? [held, response] : [response];
+  }
+
+  const sign = (step: Step | undefined, at: number) => {
+    if (step) step.answered = Math.max(step.answered ?? 0, at);
+  };
+
+  // -- All
+
+  function tell(events: TelemetryEvent[], now: number): TelemetryEvent[] {
+    const fresh = events.filter(({ id }) => !sent.has(id));
+    for (const { id } of fresh) sent.add(id);
+    // An aborted step and a background agent end after their session's turn. Without another end
+    // after them the session would count as active.
+    const late = fresh.findLast(({ type, session_id }) => {
+      const { turn, step } = stateOf(session_id);
+      return LATE_TYPES.test(type) && turn === "ended" && !step;
+    });
+    if (late) {
+      const end = sessionEnd(`${late.id}:session_end`, late.session_id, now);
+      sent.add(end.id);
+      fresh.push(end);
+    }
+    forgetOldest(sent, MAX_SENT_IDS);
+    return fresh;
+  }
+
+  /** The ends of sessions that still run; `directory`: of those that run there. */
+  function interrupt(now: number, directory?: string): TelemetryEvent[] {
+    return [...sessions].flatMap(([id, session]) => {
+      const isElsewhere = directory !== undefined && session.facts.directory !== directory;
+      if ((session.turn !== "running" && !session.step) || isElsewhere) return [];
+      Object.assign(session, { turn: "ended", reason: "interrupted", step: undefined });
+      const data = { reason: "interrupted", ...usedBy(session) };
+      return [eventOf("session_end", `${id}:interrupted:${now}`, id, now, data)];
+    });
+  }
+
+  /** A session that waits for the person is one that runs. */
+  const isRunning = () => sessions.values().some(({ turn }) => turn === "running");
+
+  return {
+    ...{ stateOf, update, describe, change, beginTurn, endTurn, fail },
+    ...{ request, respond, sign, ...calls },
+    ...{ tell, interrupt, isRunning, isTold },
+    /** An event that has been told elsewhere. */
+    skip: (id: string) => void sent.add(id),
+  };
+}
+
+/** Calls of tools, the agents that some of them run, and how long they wait for the person. */
+function createCalls(
+  waitedMs: Map<string, number>,
+  isTold: (id: string) => boolean,
+  isOver: (session_id: string) => boolean,
+) {
+  /** By child session: the call that runs its agent. */
+  const tasks = new Map<string, Call>();
+  /** By request: the call that waits, and since when. */
+  const waits = new Map<string, { call: string; since: number }>();
+
+  function begin(call: Call): TelemetryEvent[] {
+    const { id, session_id, start, tool, call_id, args } = call;
+    const event = eventOf("tool_start", `${id}:tool_start`, session_id, start, {
+      ...{ tool, call_id, args },
+    });
+    return [event, ...spawn(call)];
+  }
+
+  function spawn(call: Call): TelemetryEvent[] {
+    if (call.child === undefined) return [];
+    tasks.set(call.child, call);
+    forgetOldest(tasks, MAX_SESSIONS);
+    return [
+      eventOf("agent_spawn", `${call.id}:agent_spawn`, call.session_id, call.start, {
+        subagent_type: subagentType(call),
+        description: textOf(call.agent.description),
+        prompt: textOf(call.agent.prompt),
+        call_id: call.call_id,
+        child_session_id: call.child,
+      }),
+    ];
+  }
+
+  function end(call: Call, { end: at, ending, files, output }: CallEnd): TelemetryEvent[] {
+    const { id, session_id, call_id, tool, args, start, child } = call;
+    const duration_ms = elapsed(start, at);
+    const waited_ms = Math.min(waitedBy(call_id, at), duration_ms) || undefined;
+    const data = { tool, call_id, args, duration_ms, waited_ms, ...ending, files, output };
+    const event = eventOf("tool_use", `${id}:tool_use`, session_id, at, data);
+    const isOver = child !== undefined && !call.isInBackground;
+    return [...spawn(call), event, ...(isOver ? [agentComplete(call, at, ending)] : [])];
+  }
+
+  /** The agent that runs in this session, where its call ended before it did. */
+  function endAgent(child: string, at: number, ending: Ending): TelemetryEvent[] {
+    const task = tasks.get(child);
+    return task?.isInBackground ? [agentComplete(task, at, ending)] : [];
+  }
+
+  /** To its end, where it was aborted while it waited: then there is no answer. */
+  function waitedBy(call: string, at: number): number {
+    let waited = waitedMs.get(call) ?? 0;
+    for (const wait of waits.values()) if (wait.call === call) waited += elapsed(wait.since, at);
+    return waited;
+  }
+
+  function asked(
+    kind: InputKind,
+    request_id: string,
+    session_id: string,
+    call_id: string | undefined,
+    detail: string,
+    now: number,
+  ): TelemetryEvent[] {
+    const id = `${request_id}:input_requested`;
+    if (call_id !== undefined && !isTold(id)) waits.set(request_id, { call: call_id, since: now });
+    forgetOldest(waits, MAX_SESSIONS);
+    return [eventOf("input_requested", id, session_id, now, { request_id, kind, detail, call_id })];
+  }
+
+  function answered(
+    kind: InputKind,
+    request_id: string,
+    session_id: string,
+    reply: string,
+    now: number,
+  ): TelemetryEvent[] {
+    const wait = waits.get(request_id);
+    waits.delete(request_id);
+    let [call, session] = [wait?.call, session_id];
+    for (let depth = 0; wait && call !== undefined && depth < MAX_GENERATIONS; depth++) {
+      waitedMs.set(call, (waitedMs.get(call) ?? 0) + elapsed(wait.since, now));
+      const task = tasks.get(session);
+      [call, session] = [task?.call_id, task?.session_id ?? ""];
+    }
+    forgetOldest(waitedMs, MAX_SESSIONS);
+    // One that an abort has left open is over, whenever it is answered.
+    if (isOver(session_id)) return [];
+    const id = `${request_id}:input_resolved`;
+    const outcome = reply === "reject" ? "denied" : "ok";
+    return [eventOf("input_resolved", id, session_id, now, { request_id, kind, reply, outcome })];
+  }
+
+  return { begin, spawn, end, endAgent, asked, answered };
+}
+
+function eventOf(
+  type: TelemetryEvent["type"],
+  id: string,
+  session_id: string,
+  timestamp: number,
+  data: Data,
+): TelemetryEvent {
+  return { id, type, session_id, timestamp, data: known(data) };
+}
+
+function usageOf({ cost, tokens }: { cost?: number; tokens?: Tokens }): Usage {
+  const { input = 0, output = 0, reasoning = 0, cache } = tokens ?? {};
+  const { read: cache_read = 0, write: cache_write = 0 } = cache ?? {};
+  return { cost: cost ?? 0, input, output, reasoning, cache_read, cache_write };
+}
+
+/** `one` and `sign` times `other`; no field falls below 0. */
+function plus(one: Usage, other: Usage, sign = 1): Usage {
+  const sum = { ...one };
+  for (const name of USAGE_FIELDS) sum[name] = Math.max(0, one[name] + sign * other[name]);
+  return sum;
+}
+
+/** Dollars to a billionth: beyond that they are the errors of sums. */
+function figures({ cost, ...tokens }: Usage): Data {
+  return { tokens, cost: Math.round(cost * 1e9) / 1e9 };
+}
+
+function sumOf(changes: FileChange[]): Data {
+  const sum = (name: "additions" | "deletions") =>
+    changes.reduce((total, change) => total + (change[name] ?? 0), 0);
+  const files = new Set(changes.map(({ path }) => path)).size;
+  return { files, additions: sum("additions"), deletions: sum("deletions") };
+}
+
+const newStep = (id: string, session_id: string, model: Step["model"]): Step => ({
+  ...{ id, session_id, model, requests: 0, texts: new Map() },
+});
+
+function agentComplete(call: Call, at: number, ending: Ending): TelemetryEvent {
+  return eventOf("agent_complete", `${call.id}:agent_complete`, call.session_id, at, {
+    subagent_type: subagentType(call),
+    call_id: call.call_id,
+    duration_ms: elapsed(call.start, at),
+    ...ending,
+  });
+}
+
+/**
+ * With the message's id: some models count their calls anew in each answer. Of ids that carry a
+ * kilobyte of state, as some providers' do, a hash.
+ */
+function callId(messageID: string, callID: string): string {
+  const isLong = callID.length > MAX_CALL_ID_CHARS;
+  return `${messageID}:${isLong ? createHash("sha256").update(callID).digest("hex") : callID}`;
+}
+
+function subagentType({ agent: { type } }: Call): string {
+  return typeof type === "string" && type && type.length <= MAX_NAME_CHARS ? type : "unknown";
+}
+
+/** Within the project as from its directory. */
+function relative(path: string, directory: unknown): string {
+  const isInside = typeof directory === "string" && path.startsWith(`${directory}/`);
+  return isInside ? path.slice(directory.length + 1) : path;
+}
+
+function lineCount(text: string): number {
+  let count = text === "" || text.endsWith("\n") ? 0 : 1;
+  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) count += 1;
+  return count;
+}
+
+// ─── OpenCode 1.18 ───────────────────────────────────────────────────────────
+// What is read of it, its translator, its past. Fields not named here are left alone. Declared rather
+// than imported, so that this file is all there is to copy.
 
 interface SessionInfo {
   id: string;
@@ -122,7 +665,7 @@ interface SessionInfo {
   model?: { id: string };
   tokens?: Tokens;
   cost?: number;
-  time: { created: number };
+  time: { created: number; updated?: number };
 }
 
 interface FileDiff {
@@ -157,6 +700,8 @@ interface AssistantMessage {
   error?: OpenCodeError;
 }
 
+type Message = UserMessage | AssistantMessage;
+
 interface OpenCodeError {
   name: string;
   data?: { message?: string };
@@ -164,7 +709,9 @@ interface OpenCodeError {
 
 interface ToolCall {
   /** Whatever the model wrote. */
-  input: Partial<Record<"subagent_type" | "description" | "prompt" | "content" | "error", unknown>>;
+  input: Partial<
+    Record<"subagent_type" | "description" | "prompt" | "content" | "error" | "todos", unknown>
+  >;
   metadata?: {
     /** Of a command; null: it was killed. */
     exit?: number | null;
@@ -219,6 +766,7 @@ type Status =
 
 type OfSession = { sessionID: string };
 type OfRequest = { sessionID: string; requestID: string };
+type Todo = { content: string; status: string };
 
 interface Properties {
   "session.created": { info: SessionInfo };
@@ -228,9 +776,9 @@ interface Properties {
   "session.idle": OfSession;
   "session.compacted": OfSession;
   "session.error": { sessionID?: string; error?: OpenCodeError };
-  "message.updated": { info: UserMessage | AssistantMessage };
+  "message.updated": { info: Message };
   "message.part.updated": { part: ToolPart | OtherPart; time?: number };
-  "todo.updated": { sessionID: string; todos: { content: string; status: string }[] };
+  "todo.updated": { sessionID: string; todos: Todo[] };
   "permission.asked": Request & { permission: string; patterns: string[] };
   "permission.replied": OfRequest & { reply: string };
   "question.asked": Request & { questions: { question: string }[] };
@@ -252,13 +800,11 @@ interface AskedModel {
 
 /** OpenCode's tool that runs a subagent, in a child session. */
 const TASK_TOOL = "task";
+const TODO_TOOL = "todowrite";
 /** In place of a call that can't be made: there is no such tool, or its arguments don't fit. */
 const INVALID_TOOL = "invalid";
 /** The person stopped it. */
 const ABORT_ERROR = "MessageAbortedError";
-
-// ─── OpenCode 1.18: outcomes ─────────────────────────────────────────────────
-// What became of a call, told from its last state alone. The words are OpenCode's own.
 
 /** A task has the words of its child's failure. */
 const DENIED =
@@ -268,47 +814,31 @@ const CANCELLED = /^(Tool execution aborted|Task cancelled)/;
 const SHELL_NOTE = /<shell_metadata>\s*([^<]*?)\s*<\/shell_metadata>\s*$/;
 const SHELL_NOTE_CHARS = 1_000;
 
-type Ending =
-  | { outcome: "ok" | "denied" | "cancelled" }
-  | { outcome: "exit"; exit_code: number }
-  | { outcome: "failed"; error: string };
-
-/**
- * | Last state                                | Outcome                                         |
- * |-------------------------------------------|-------------------------------------------------|
- * | completed                                 | ok                                              |
- * | completed, metadata.exit other than 0     | exit                                            |
- * | completed, metadata.exit null: was killed | cancelled by the person; failed: time was over  |
- * | error: the person or a rule refused it    | denied                                          |
- * | error: aborted                            | cancelled                                       |
- * | error                                     | failed                                          |
- * | any, of the tool `invalid`                | failed                                          |
- */
-function endingOf(tool: string, call: EndedCall): Ending {
-  const { exit, interrupted } = call.metadata ?? {};
+/** Told from a call's last state alone. The words are OpenCode's own. */
+function verdictOf(tool: string, call: EndedCall): Verdict {
+  const { exit, interrupted = false } = call.metadata ?? {};
   if (call.status === "error") {
-    if (DENIED.test(call.error)) return { outcome: "denied" };
-    if (interrupted || CANCELLED.test(call.error)) return { outcome: "cancelled" };
-    return { outcome: "failed", error: call.error };
+    const { error } = call;
+    return {
+      error,
+      isDenied: DENIED.test(error),
+      isCancelled: interrupted || CANCELLED.test(error),
+    };
   }
   // It completes: what it returns tells the model what is wrong.
-  if (tool === INVALID_TOOL) return { outcome: "failed", error: textOf(call.input.error) ?? tool };
-  if (typeof exit === "number" && exit !== 0) return { outcome: "exit", exit_code: exit };
-  if (exit !== null) return { outcome: "ok" };
+  if (tool === INVALID_TOOL) return { error: textOf(call.input.error) ?? tool };
+  if (exit !== null) return { exit };
+  // Killed: by the person, or because its time was over.
   const [, note = ""] = SHELL_NOTE.exec(call.output?.slice(-SHELL_NOTE_CHARS) ?? "") ?? [];
-  if (note.startsWith("User aborted")) return { outcome: "cancelled" };
-  return { outcome: "failed", error: note || "killed" };
+  return { error: note || "killed", isCancelled: note.startsWith("User aborted") };
 }
 
 /** The files that a call has changed, without their content; undefined: none. */
-function filesOf({ input, metadata = {} }: ToolCall, directory = "") {
+function filesOf({ input, metadata = {} }: ToolCall, directory: unknown) {
   const { filediff, filepath, exists, files } = metadata;
-  const file = (path = "", additions?: number, deletions?: number) =>
-    known({
-      path: path.startsWith(`${directory}/`) ? path.slice(directory.length + 1) : path,
-      additions,
-      deletions,
-    });
+  const file = (path = "", additions?: number, deletions?: number): FileChange => ({
+    ...{ path: relative(path, directory), additions, deletions },
+  });
   if (files)
     return files.map((it) => file(it.relativePath ?? it.filePath, it.additions, it.deletions));
   if (filediff) return [file(filediff.file, filediff.additions, filediff.deletions)];
@@ -318,73 +848,14 @@ function filesOf({ input, metadata = {} }: ToolCall, directory = "") {
   return [isNew ? file(filepath, lineCount(input.content as string), 0) : file(filepath)];
 }
 
-function lineCount(text: string): number {
-  let count = text === "" || text.endsWith("\n") ? 0 : 1;
-  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) count += 1;
-  return count;
-}
-
-// ─── OpenCode 1.18: translator ───────────────────────────────────────────────
-// OpenCode's events in, ours out, with all that they say: what of it leaves is not decided here. No
-// clock, no network, no environment: the time comes in with each event. It remembers what it has
-// said, so that the many repeats of a fact become one event.
-
-/** US dollars and tokens. */
-type Usage = Record<(typeof USAGE_FIELDS)[number], number>;
-const USAGE_FIELDS = ["cost", "input", "output", "reasoning", "cache_read", "cache_write"] as const;
-
-interface SessionState {
-  info?: SessionInfo;
-  /** Heard from its beginning, so that what is counted of it is all. */
-  isWhole?: boolean;
-  todos?: { content: string; status: string }[];
-  /** What each of its turns has changed, by the id of the prompt. */
-  diffs: Map<string, FileDiff[]>;
-  /** As last told. */
-  facts: Data;
-  /** As OpenCode last announced it; of steps that are over but not in it yet; what a fork copied. */
-  usage: Usage;
-  pending: Usage;
-  copied: Usage;
-  /** Undefined: nothing is known of its turns. */
-  turn?: "new" | "running" | "ended";
-  reason: "completed" | "interrupted" | "error";
-  /** The latest prompt, and its turn_start, which waits for OpenCode to take it up. */
-  user?: UserMessage;
-  prompt?: TelemetryEvent | undefined;
-  step?: Step | undefined;
-  /** A session_error, which waits for the step that it ends: that will tell of it. */
-  held?: TelemetryEvent | undefined;
-  /** The latest of this turn. */
-  error?: string | undefined;
-}
-
-/** A step that isn't over. */
-interface Step {
-  info: AssistantMessage;
-  /** When the model was asked first and last, how often, and when its answer's first byte came. */
-  begun?: number;
-  asked?: number;
-  requests: number;
-  first?: number | undefined;
-  isRetrying?: boolean;
-  /** The latest sign of its answer: tools run on after that. */
-  answered?: number;
-  /** What the model has said, by part. */
-  texts: Map<string, string>;
-}
-
-/** What may still come when a turn has ended; it doesn't begin another. */
-const LATE_TYPES = /^(tool_use|agent_complete|model_response|session_error)$/;
-
 /**
  * `translate(event, now)` gives the events that one event of OpenCode stands for, often none.
  *
  * | OpenCode                                | Sent                                                 |
  * |-----------------------------------------|------------------------------------------------------|
  * | session.created                         | session_start, at its creation                       |
- * | session.updated, todo.updated, the      | session_update with all facts, where one is new: one |
- * | changes in a user message               | that is lost is made good by the next                |
+ * | session.updated, todo.updated, the      | session_update with all facts, where one is new      |
+ * | changes in a user message               |                                                      |
  * | session.status busy                     | session_start, where it runs again; turn_start of a  |
  * |                                         | new prompt; model_request of a new step              |
  * | session.status retry                    | retry; the next busy is a model_request again        |
@@ -400,93 +871,40 @@ const LATE_TYPES = /^(tool_use|agent_complete|model_response|session_error)$/;
  *
  * `interrupt` gives the ends of sessions that still run; `learn` takes note of a model's limit.
  */
-function createTranslator() {
-  const sessions = new Map<string, SessionState>();
-  const sent = new Set<string>();
+function createTranslator1(waitedMs = new Map<string, number>()) {
+  const ledger = createLedger(waitedMs);
+  const { stateOf, update, sign, tell, interrupt, isRunning } = ledger;
   const contextLimits = new Map<string, number>();
-  /** By child session: the task that it is of. */
-  const tasks = new Map<string, ToolPart<BegunCall>>();
-  /** By request: the call that waits, and since when. */
-  const waits = new Map<string, { call: string; since: number }>();
-  /** By call: for how long it has waited for the person, in its subagents too. */
-  const waitedMs = new Map<string, number>();
-
-  function stateOf(sessionId: string): SessionState {
-    const none = usageOf({});
-    const state = sessions.get(sessionId) ?? {
-      ...{ diffs: new Map(), facts: {}, reason: "completed" },
-      ...{ usage: none, pending: none, copied: none },
-    };
-    sessions.delete(sessionId);
-    sessions.set(sessionId, state);
-    forgetOldest(sessions, MAX_SESSIONS);
-    return state;
-  }
+  /** By session: its latest prompt. */
+  const prompts = new Map<string, UserMessage>();
 
   /** A fork begins with copies of messages and calls: they were told where they ran. */
-  const isCopy = (session: SessionState, at: number) => at < (session.info?.time.created ?? 0);
+  const isCopy = ({ created = 0 }: SessionState, at: number) => at < created;
 
-  // -- Sessions
-
-  /** Its own. OpenCode's figure lacks the last step until after the end. */
-  function usedBy({ info, usage, pending, copied }: SessionState): Data {
-    if (info?.cost === undefined && pending.cost === 0) return {};
-    return figures(plus(plus(usage, pending), copied, -1));
-  }
-
-  function factsOf(session: SessionState): Data {
-    const { info, todos, diffs, isWhole } = session;
-    return known({
-      title: info?.title,
-      directory: info?.directory,
-      agent: info?.agent,
-      model: info?.model?.id,
-      parent_session_id: info?.parentID,
-      ...usedBy(session),
-      todos: todos?.map(({ content, status }) => ({ content, status })),
-      changes: isWhole && diffs.size > 0 ? changesOf([...diffs.values()].flat()) : undefined,
-    });
-  }
-
-  function update(id: string, session_id: string, now: number): TelemetryEvent[] {
-    const session = stateOf(session_id);
-    const facts = factsOf(session);
-    if (JSON.stringify(facts) === JSON.stringify(session.facts)) return [];
-    session.facts = facts;
-    return [eventOf("session_update", id, session_id, now, facts)];
-  }
-
-  function onSession(id: string, info: SessionInfo, isNew: boolean, now: number) {
-    const session = stateOf(info.id);
-    const usage = usageOf(info);
-    session.pending = plus(session.pending, plus(usage, session.usage, -1), -1);
-    session.usage = usage;
-    session.info = info;
-    if (isNew) {
-      session.turn ??= "new";
-      session.isWhole = true;
-      session.facts = factsOf(session);
-    }
-    // An update too: the server may know its start from an earlier process, with older facts. Not at
-    // time.updated: a session that gets its title keeps the old one (OpenCode 1.18.33).
-    const updates = isNew ? [] : update(id, info.id, now);
-    const startId = `${info.id}:session_start`;
-    const start = eventOf("session_start", startId, info.id, info.time.created, session.facts);
-    return [start, ...updates];
-  }
+  const onSession = (id: string, info: SessionInfo, isNew: boolean, now: number) =>
+    ledger.describe(
+      id,
+      info.id,
+      {
+        created: info.time.created,
+        usage: info.cost === undefined ? undefined : usageOf(info),
+        facts: {
+          title: info.title,
+          directory: info.directory,
+          agent: info.agent,
+          model: info.model?.id,
+          parent_session_id: info.parentID,
+        },
+      },
+      isNew,
+      now,
+    );
 
   function onBusy(id: string, session_id: string, now: number): TelemetryEvent[] {
-    const session = stateOf(session_id);
-    const events: TelemetryEvent[] = [];
-    if (session.turn !== "running") {
-      if (session.turn !== "new")
-        events.push(eventOf("session_start", id, session_id, now, session.facts));
-      Object.assign(session, { turn: "running", reason: "completed", error: undefined });
-    }
-    if (session.prompt) events.push(session.prompt);
-    session.prompt = undefined;
-    const { step } = session;
-    if (step && (step.asked === undefined || step.isRetrying)) events.push(modelRequest(step, now));
+    const events = ledger.beginTurn(id, session_id, now);
+    const { step } = stateOf(session_id);
+    if (step && (step.asked === undefined || step.isRetrying))
+      events.push(ledger.request(step, now));
     return events;
   }
 
@@ -498,231 +916,132 @@ function createTranslator() {
   ): TelemetryEvent[] {
     const { step } = stateOf(session_id);
     if (step) step.isRetrying = true;
-    const retryId = step ? `${step.info.id}:retry:${attempt}` : id;
+    const retryId = step ? `${step.id}:retry:${attempt}` : id;
     return [eventOf("retry", retryId, session_id, now, { attempt, message, retry_at })];
   }
 
-  function onIdle(id: string, session_id: string, now: number): TelemetryEvent[] {
-    const session = stateOf(session_id);
-    const events: TelemetryEvent[] = [];
-    const task = tasks.get(session_id);
-    if (task && isInBackground(task.state)) {
-      const { reason, error } = session;
-      const ending: Ending =
-        reason === "error"
-          ? { outcome: "failed", error: error ?? reason }
-          : { outcome: reason === "completed" ? "ok" : "cancelled" };
-      events.push(agentComplete(task, now, ending));
-    }
-    if (session.turn === "ended") return events; // said again, as after an error (OpenCode 1.18.33)
-    session.turn = "ended";
-    // Aborted or failed: the end of its step is still to come, and then its own (OpenCode 1.18.33).
-    if (!session.step) events.push(sessionEnd(id, session_id, now));
-    return events;
-  }
-
-  function sessionEnd(id: string, session_id: string, now: number): TelemetryEvent {
-    const session = stateOf(session_id);
-    const data = { reason: session.reason, ...usedBy(session) };
-    return eventOf("session_end", id, session_id, now, data);
-  }
-
-  /**
-   * One cause, one error. OpenCode tells of one on the session first, then on its step: that one
-   * tells, so that it counts for its model.
-   */
+  /** OpenCode tells of an error on the session first, then on its step. */
   function onError(id: string, session_id: string, error: OpenCodeError, now: number) {
-    const session = stateOf(session_id);
-    const isAbort = error.name === ABORT_ERROR;
-    session.reason = isAbort ? "interrupted" : "error";
-    const message = messageOf(error);
-    if (isAbort || session.error === message) return [];
-    session.error = message;
-    const data = { error_name: error.name, error: message };
-    const event = eventOf("session_error", id, session_id, now, data);
-    if (session.step === undefined) return [event];
-    session.held = event;
+    if (error.name !== ABORT_ERROR)
+      return ledger.fail(id, session_id, error.name, messageOf(error), now);
+    stateOf(session_id).reason = "interrupted";
     return [];
   }
 
-  // -- Messages
-
   function onUserMessage(id: string, info: UserMessage, now: number): TelemetryEvent[] {
     const session = stateOf(info.sessionID);
-    if (isCopy(session, info.time.created)) return [];
-    session.user = info;
+    const { created } = info.time;
+    if (isCopy(session, created)) return [];
+    if (created >= (prompts.get(info.sessionID)?.time.created ?? 0)) {
+      prompts.set(info.sessionID, info);
+      forgetOldest(prompts, MAX_SESSIONS);
+      session.promptId = info.id;
+    }
     const diffs = info.summary?.diffs ?? [];
-    if (diffs.length === 0 && !session.diffs.has(info.id)) return [];
-    const counts = diffs.map(({ file, additions, deletions }) => ({ file, additions, deletions }));
-    session.diffs.set(info.id, counts);
-    forgetOldest(session.diffs, MAX_SESSIONS);
+    const files = diffs.map(({ file, additions, deletions }) => ({
+      ...{ path: file, additions, deletions },
+    }));
+    ledger.change(info.sessionID, info.id, files);
     return update(id, info.sessionID, now);
   }
 
-  /** The person's own: neither the task of an agent, nor what OpenCode itself puts in. */
+  /** Not what OpenCode itself puts in. */
   function onPrompt({ sessionID, messageID, synthetic, text }: OtherPart): void {
     const session = stateOf(sessionID);
-    const { user, info } = session;
+    const user = prompts.get(sessionID);
     const id = `${messageID}:turn_start`;
-    if (user?.id !== messageID || synthetic || info?.parentID !== undefined) return;
-    if (session.prompt?.id === id || sent.has(id)) return;
+    if (user?.id !== messageID || synthetic || session.prompt?.id === id || ledger.isTold(id))
+      return;
     const data = { prompt: text, agent: user.agent, model: user.model?.modelID };
     session.prompt = eventOf("turn_start", id, sessionID, user.time.created, data);
   }
 
-  function modelRequest(step: Step, at: number): TelemetryEvent {
-    const { info } = step;
-    step.begun ??= at;
-    step.asked = at;
-    step.first = undefined;
-    step.isRetrying = false;
-    step.requests += 1;
-    const id = `${info.id}:model_request${step.requests === 1 ? "" : `:${step.requests}`}`;
-    return eventOf("model_request", id, info.sessionID, at, modelOf(info));
-  }
-
   function onStep(info: AssistantMessage, now: number): TelemetryEvent[] {
     const session = stateOf(info.sessionID);
-    const { time, finish, error } = info;
-    const id = `${info.id}:model_response`;
-    if (sent.has(id)) return [];
+    const { id, time, finish, error, agent, modelID, providerID } = info;
+    if (ledger.isTold(`${id}:model_response`)) return [];
     if (isCopy(session, time.created)) {
       session.copied = plus(session.copied, usageOf(info));
-      sent.add(id);
+      ledger.skip(`${id}:model_response`);
       return [];
     }
-    const step: Step | undefined = session.step?.info.id === info.id ? session.step : undefined;
+    const isOpen = session.step?.id === id;
+    const model = {
+      model: modelID,
+      provider: providerID,
+      ...(agent === undefined ? {} : { agent }),
+    };
+    const step = (isOpen && session.step) || newStep(id, info.sessionID, model);
     if (finish === undefined && error === undefined && time.completed === undefined) {
-      session.step = step ?? { info, requests: 0, texts: new Map() };
+      session.step = step;
       return [];
     }
-    if (step) session.step = undefined;
-    const { held } = session;
-    session.held = undefined;
     // The person's own command: no model was asked.
-    if (finish === undefined && error === undefined && step?.asked === undefined) return [];
-
+    if (finish === undefined && error === undefined && step.asked === undefined) {
+      if (isOpen) session.step = undefined;
+      return [];
+    }
     let ending: Ending = { outcome: "ok" };
-    if (error && error.name !== ABORT_ERROR) {
-      session.error = messageOf(error);
-      ending = { outcome: "failed", error: session.error };
-    } else if (finish === undefined) {
+    if (error && error.name !== ABORT_ERROR)
+      ending = { outcome: "failed", error: messageOf(error) };
+    else if (finish === undefined) {
       ending = { outcome: "cancelled" };
       session.reason = "interrupted";
     }
     const usage = finish === undefined ? undefined : usageOf(info);
     if (usage) session.pending = plus(session.pending, usage);
-    const start = step?.begun ?? time.created;
-    const answered = ending.outcome === "failed" ? undefined : step?.answered;
-    const end = Math.max(start, answered ?? time.completed ?? now);
-    const response = eventOf("model_response", id, info.sessionID, end, {
-      ...modelOf(info),
-      duration_ms: end - start,
-      first_token_ms: step?.first && elapsed(step.asked ?? start, step.first),
-      ...(usage && figures(usage)),
-      finish_reason: finish,
-      ...ending,
-      context_limit: contextLimits.get(`${info.providerID}/${info.modelID}`),
-      text: step && step.texts.size > 0 ? [...step.texts.values()].join("\n") : undefined,
-    });
-    return held && error === undefined ? [held, response] : [response];
+    const context_limit = contextLimits.get(`${providerID}/${modelID}`);
+    const of = { ending, usage, finish, context_limit };
+    return ledger.respond(step, time.created, time.completed ?? now, of);
   }
 
   function onPart(part: OtherPart, at: number): TelemetryEvent[] {
     const { step } = stateOf(part.sessionID);
     const { type, text = "", time } = part;
-    if (step?.info.id !== part.messageID) {
+    if (step?.id !== part.messageID) {
       if (type === "text" || type === "file") onPrompt(part);
       return [];
     }
     if (type === "step-start") {
-      const events = step.asked === undefined ? [modelRequest(step, at)] : [];
+      const events = step.asked === undefined ? [ledger.request(step, at)] : [];
       step.first ??= at;
       return events;
     }
     if (time?.end === undefined) return [];
-    step.answered = Math.max(step.answered ?? 0, time.end);
+    sign(step, time.end);
     if (type === "text") step.texts.set(part.id, text);
     return [];
   }
 
-  // -- Tools and agents
-
   function onToolPart(part: ToolPart<BegunCall>): TelemetryEvent[] {
-    const { state, sessionID: session_id } = part;
-    const { start } = state.time;
+    const { id, state, sessionID: session_id, messageID, tool } = part;
+    const { time, input, metadata } = state;
     const session = stateOf(session_id);
-    if (isCopy(session, start)) return [];
-    const { step } = session;
-    if (step?.info.id === part.messageID) step.answered = Math.max(step.answered ?? 0, start);
-
-    const events: TelemetryEvent[] = [];
-    const call = { tool: part.tool, call_id: callId(part), args: state.input };
-    if (state.status === "running")
-      events.push(eventOf("tool_start", `${part.id}:tool_start`, session_id, start, call));
-    // Without a child no agent runs: a permission is missing, or there is no such agent.
-    const child = part.tool === TASK_TOOL ? state.metadata?.sessionId : undefined;
-    if (child !== undefined) {
-      tasks.set(child, part);
-      forgetOldest(tasks, MAX_SESSIONS);
-      events.push(agentSpawn(part, child));
-    }
-    if (state.status === "running") return events;
-
-    const { end } = state.time;
-    const ending = endingOf(part.tool, state);
-    const duration_ms = elapsed(start, end);
-    const data = {
-      ...call,
-      duration_ms,
-      waited_ms: Math.min(waitedBy(call.call_id, end), duration_ms) || undefined,
-      ...ending,
-      files: filesOf(state, session.info?.directory),
-      output: state.status === "completed" ? state.output : undefined,
+    if (isCopy(session, time.start)) return [];
+    if (session.step?.id === messageID) sign(session.step, time.start);
+    const call: Call = {
+      ...{ id, session_id, tool, args: input, start: time.start },
+      call_id: callId(messageID, part.callID),
+      child: tool === TASK_TOOL ? metadata?.sessionId : undefined,
+      agent: {
+        type: input.subagent_type,
+        description: input.description,
+        prompt: input.prompt,
+      },
+      isInBackground: state.status === "completed" && metadata?.background === true,
     };
-    events.push(eventOf("tool_use", `${part.id}:tool_use`, session_id, end, data));
-    if (child !== undefined && !isInBackground(state))
-      events.push(agentComplete(part, end, ending));
-    return events;
+    if (state.status === "running") return ledger.begin(call);
+    return ledger.end(call, {
+      end: state.time.end,
+      ending: endingOf(verdictOf(tool, state)),
+      files: filesOf(state, session.facts.directory),
+      output: state.status === "completed" ? state.output : undefined,
+    });
   }
 
-  /** To its end, where it was aborted while it waited: then there is no answer. */
-  function waitedBy(call: string, end: number): number {
-    let waited = waitedMs.get(call) ?? 0;
-    for (const wait of waits.values()) if (wait.call === call) waited += elapsed(wait.since, end);
-    return waited;
-  }
-
-  // -- Permissions and questions
-
-  type InputKind = "permission" | "question";
-
-  function onAsked(kind: InputKind, request: Request, detail: string, now: number) {
-    const { id: request_id, sessionID, tool } = request;
-    const id = `${request_id}:input_requested`;
-    const call_id = tool && callId(tool);
-    if (call_id !== undefined && !sent.has(id))
-      waits.set(request_id, { call: call_id, since: now });
-    forgetOldest(waits, MAX_SESSIONS);
-    return [eventOf("input_requested", id, sessionID, now, { request_id, kind, detail, call_id })];
-  }
-
-  function onAnswered(kind: InputKind, of: OfRequest, reply: string, now: number) {
-    const { requestID: request_id, sessionID } = of;
-    const wait = waits.get(request_id);
-    waits.delete(request_id);
-    let [call, session] = [wait?.call, sessionID];
-    for (let depth = 0; wait && call !== undefined && depth < MAX_GENERATIONS; depth++) {
-      waitedMs.set(call, (waitedMs.get(call) ?? 0) + elapsed(wait.since, now));
-      const task = tasks.get(session);
-      [call, session] = [task && callId(task), task?.sessionID ?? ""];
-    }
-    forgetOldest(waitedMs, MAX_SESSIONS);
-    // One that an abort has left open is over, whenever it is answered.
-    if (stateOf(sessionID).turn === "ended") return [];
-    const id = `${request_id}:input_resolved`;
-    const outcome = reply === "reject" ? "denied" : "ok";
-    return [eventOf("input_resolved", id, sessionID, now, { request_id, kind, reply, outcome })];
+  function onAsked(kind: InputKind, { id, sessionID, tool }: Request, detail: string, now: number) {
+    const call_id = tool && callId(tool.messageID, tool.callID);
+    return ledger.asked(kind, id, sessionID, call_id, detail, now);
   }
 
   function eventsOf(event: OpenCodeEvent, now: number): TelemetryEvent[] {
@@ -738,12 +1057,12 @@ function createTranslator() {
         return status.type === "busy" ? onBusy(id, sessionID, now) : [];
       }
       case "session.idle":
-        return onIdle(id, event.properties.sessionID, now);
+        return ledger.endTurn(id, event.properties.sessionID, now);
       case "session.deleted": {
         const session = stateOf(event.properties.info.id);
         if (session.turn !== "running") return [];
         session.reason = "interrupted";
-        return onIdle(id, event.properties.info.id, now);
+        return ledger.endTurn(id, event.properties.info.id, now);
       }
       case "session.compacted":
         return [eventOf("session_compacted", id, event.properties.sessionID, now, {})];
@@ -760,9 +1079,12 @@ function createTranslator() {
         if (part.type !== "tool") return onPart(part, time);
         return isBegun(part) ? onToolPart(part) : [];
       }
-      case "todo.updated":
-        stateOf(event.properties.sessionID).todos = event.properties.todos;
-        return update(id, event.properties.sessionID, now);
+      case "todo.updated": {
+        const { sessionID, todos } = event.properties;
+        const told = todos.map(({ content, status }) => ({ content, status }));
+        Object.assign(stateOf(sessionID).facts, { todos: told });
+        return update(id, sessionID, now);
+      }
       case "permission.asked": {
         const { permission, patterns } = event.properties;
         return onAsked(
@@ -776,40 +1098,21 @@ function createTranslator() {
         const detail = event.properties.questions.map(({ question }) => question).join("\n");
         return onAsked("question", event.properties, detail, now);
       }
-      case "permission.replied":
-        return onAnswered("permission", event.properties, event.properties.reply, now);
-      case "question.replied": {
-        const reply = event.properties.answers.flat().join(", ");
-        return onAnswered("question", event.properties, reply, now);
+      case "permission.replied": {
+        const { requestID, sessionID, reply } = event.properties;
+        return ledger.answered("permission", requestID, sessionID, reply, now);
       }
-      case "question.rejected":
-        return onAnswered("question", event.properties, "reject", now);
+      case "question.replied": {
+        const { requestID, sessionID, answers } = event.properties;
+        return ledger.answered("question", requestID, sessionID, answers.flat().join(", "), now);
+      }
+      case "question.rejected": {
+        const { requestID, sessionID } = event.properties;
+        return ledger.answered("question", requestID, sessionID, "reject", now);
+      }
       default:
         return [];
     }
-  }
-
-  function translate(event: OpenCodeEvent, now: number): TelemetryEvent[] {
-    const fresh = eventsOf(event, now).filter(({ id }) => !sent.has(id));
-    for (const { id } of fresh) sent.add(id);
-    forgetOldest(sent, MAX_SENT_IDS);
-    // An aborted step and a background agent end after their session's turn (OpenCode 1.18.33).
-    // Without another end after them the session would count as active.
-    const late = fresh.findLast(({ type, session_id }) => {
-      const { turn, step } = stateOf(session_id);
-      return LATE_TYPES.test(type) && turn === "ended" && !step;
-    });
-    if (late) fresh.push(sessionEnd(`${late.id}:session_end`, late.session_id, now));
-    return fresh;
-  }
-
-  function interrupt(now: number, directory?: string): TelemetryEvent[] {
-    return [...sessions].flatMap(([id, session]) => {
-      const isElsewhere = directory !== undefined && session.info?.directory !== directory;
-      if ((session.turn !== "running" && !session.step) || isElsewhere) return [];
-      Object.assign(session, { turn: "ended", reason: "interrupted", step: undefined });
-      return [sessionEnd(`${id}:interrupted:${now}`, id, now)];
-    });
   }
 
   function learn({ id, providerID, limit }: AskedModel): void {
@@ -817,94 +1120,832 @@ function createTranslator() {
     forgetOldest(contextLimits, MAX_SESSIONS);
   }
 
-  /** A session that waits for the person is one that runs. */
-  const isRunning = () => sessions.values().some(({ turn }) => turn === "running");
-
-  return { translate, interrupt, learn, isRunning };
+  return {
+    translate: (event: OpenCodeEvent, now: number) => tell(eventsOf(event, now), now),
+    ...{ interrupt, isRunning, learn, waitedMs },
+  };
 }
-
-function eventOf(
-  type: TelemetryEvent["type"],
-  id: string,
-  session_id: string,
-  timestamp: number,
-  data: Data,
-): TelemetryEvent {
-  return { id, type, session_id, timestamp, data: known(data) };
-}
-
-function usageOf({ cost, tokens }: { cost?: number; tokens?: Tokens }): Usage {
-  const { input = 0, output = 0, reasoning = 0, cache } = tokens ?? {};
-  const { read: cache_read = 0, write: cache_write = 0 } = cache ?? {};
-  return { cost: cost ?? 0, input, output, reasoning, cache_read, cache_write };
-}
-
-/** `one` and `sign` times `other`; no field falls below 0. */
-function plus(one: Usage, other: Usage, sign = 1): Usage {
-  const sum = { ...one };
-  for (const name of USAGE_FIELDS) sum[name] = Math.max(0, one[name] + sign * other[name]);
-  return sum;
-}
-
-/** Dollars to a billionth: beyond that they are the errors of sums. */
-function figures({ cost, ...tokens }: Usage): Data {
-  return { tokens, cost: Math.round(cost * 1e9) / 1e9 };
-}
-
-function changesOf(diffs: FileDiff[]): Data {
-  const sum = (name: "additions" | "deletions") =>
-    diffs.reduce((total, diff) => total + (diff[name] ?? 0), 0);
-  const files = new Set(diffs.map(({ file }) => file)).size;
-  return { files, additions: sum("additions"), deletions: sum("deletions") };
-}
-
-const modelOf = ({ id, modelID, providerID, agent }: AssistantMessage): Data => ({
-  call_id: id,
-  model: modelID,
-  provider: providerID,
-  agent,
-});
 
 /** All that is read of it: a provider's error also holds its response, with headers. */
 const messageOf = ({ name, data }: OpenCodeError) => data?.message ?? name;
 
 const isBegun = (part: ToolPart): part is ToolPart<BegunCall> => part.state.status !== "pending";
 
-const isInBackground = ({ status, metadata }: BegunCall) =>
-  status === "completed" && metadata?.background === true;
-
-function agentSpawn(part: ToolPart<BegunCall>, child_session_id: string): TelemetryEvent {
-  const { input, time } = part.state;
-  return eventOf("agent_spawn", `${part.id}:agent_spawn`, part.sessionID, time.start, {
-    subagent_type: subagentType(part),
-    description: textOf(input.description),
-    prompt: textOf(input.prompt),
-    call_id: callId(part),
-    child_session_id,
-  });
+/** What is called of OpenCode's client. */
+export interface Client1 {
+  session: {
+    list(options: { query: { limit: number } }): Promise<{ data?: SessionInfo[] }>;
+    messages(options: { path: { id: string } }): Promise<{ data?: StoredMessage[] }>;
+  };
+  app?: { log?(options: { body: { service: string; level: string; message: string } }): unknown };
 }
 
-function agentComplete(part: ToolPart<BegunCall>, end: number, ending: Ending): TelemetryEvent {
-  return eventOf("agent_complete", `${part.id}:agent_complete`, part.sessionID, end, {
-    subagent_type: subagentType(part),
-    call_id: callId(part),
-    duration_ms: elapsed(part.state.time.start, end),
-    ...ending,
-  });
+export interface StoredMessage {
+  info: Message;
+  parts: (ToolPart | OtherPart)[];
+}
+
+/** The sessions that were at work since then, the latest first, each as its translated events. */
+async function* readPast1(
+  { session }: Client1,
+  since: number,
+  now: number,
+  waitedMs?: Map<string, number>,
+) {
+  const { translate } = createTranslator1(waitedMs);
+  const { data: sessions = [] } = await session.list({ query: { limit: MAX_PAST_SESSIONS } });
+  const updatedAt = ({ time }: SessionInfo) => time.updated ?? time.created;
+  const recent = sessions.filter((info) => updatedAt(info) >= since);
+  recent.sort((a, b) => updatedAt(b) - updatedAt(a));
+  for (const info of recent.slice(0, MAX_PAST_SESSIONS)) {
+    const { data: messages = [] } = await session.messages({ path: { id: info.id } });
+    yield settled(
+      replay1(info, messages, now).flatMap(([event, at]) => translate(event, at)),
+      updatedAt(info),
+    );
+  }
+}
+
+/** The events, and when each came, that a session as it is stored was announced with. */
+function replay1(info: SessionInfo, messages: StoredMessage[], now: number) {
+  const sessionID = info.id;
+  const { created, updated = created } = info.time;
+  const events: [OpenCodeEvent, number][] = [];
+  function say<Type extends keyof Properties>(
+    at: number,
+    type: Type,
+    properties: Properties[Type],
+  ): void {
+    const id = `${sessionID}:past:${events.length}`;
+    events.push([{ id, type, properties } as OpenCodeEvent, at]);
+  }
+  const busy = { sessionID, status: { type: "busy" as const } };
+
+  const { cost: _, tokens: __, ...unused } = info;
+  say(created, "session.created", { info: unused });
+  let last: Message | undefined;
+  let end = created;
+  for (const { info: message, parts } of messages) {
+    const at = message.time.created;
+    const isOwn = at >= created; // a fork begins with copies
+    if (message.role === "user" && last?.role === "assistant")
+      say(end, "session.idle", { sessionID });
+    last = message;
+    if (message.role === "user") say(at, "message.updated", { info: message });
+    else {
+      const { finish, error, ...begun } = message;
+      say(at, "message.updated", { info: { ...begun, time: { created: at } } });
+      const wasAsked = finish ?? error ?? parts.find(({ type }) => type === "step-start");
+      if (isOwn && wasAsked !== undefined) say(at, "session.status", busy);
+    }
+    for (const part of parts) {
+      if (part.type === "step-start") continue; // when the first byte came isn't stored
+      if (part.type === "tool" && isBegun(part)) {
+        const { state, tool } = part;
+        const running = { ...part, state: { ...state, status: "running" as const } };
+        say(state.time.start, "message.part.updated", { part: running });
+        if (tool === TODO_TOOL && state.status === "completed" && Array.isArray(state.input.todos))
+          say(state.time.start, "todo.updated", { sessionID, todos: state.input.todos });
+      }
+      say(at, "message.part.updated", { part });
+    }
+    end = Math.max(end, (message.role === "assistant" && message.time.completed) || at);
+    if (message.role === "assistant") say(end, "message.updated", { info: message });
+    else if (isOwn) say(at, "session.status", busy);
+  }
+  say(updated, "session.updated", { info });
+  if (last?.role !== "assistant" || last.time.created < created) return events;
+  // After a step that called tools comes another at once, unless the turn is over.
+  const isOver = last.finish !== "tool-calls" || now - end >= PAST_MARGIN_MS;
+  if (last.time.completed !== undefined && isOver) say(end, "session.idle", { sessionID });
+  return events;
+}
+
+// ─── OpenCode 2 ──────────────────────────────────────────────────────────────
+// What is read of it, its translator, the order of its events, its past. The release's names count;
+// `ofRelease` knows those of July 2026 that were others.
+
+/** What the stream `event.subscribe` gives. */
+export interface OpenCode2Event {
+  id: string;
+  type: string;
+  created: number;
+  data: Data2;
+  location?: { directory?: string };
+  /** The session's own count of its events. */
+  durable?: { seq: number };
+}
+
+/** The fields that are read, of whichever event. */
+interface Data2 {
+  id?: string;
+  sessionID?: string;
+  assistantMessageID?: string;
+  parentID?: string;
+  title?: string;
+  agent?: string;
+  model?: { id: string; providerID?: string };
+  location?: { directory?: string };
+  inboxID?: string;
+  item?: { type: string; payload?: { text?: string; metadata?: SubagentNotice } };
+  reason?: string;
+  error?: Error2;
+  /** When a step's request was sent; `created` is when its answer's first byte came. */
+  started?: number;
+  finish?: string;
+  cost?: number;
+  tokens?: Tokens;
+  files?: string[];
+  ordinal?: number;
+  text?: string;
+  name?: string;
+  input?: Data;
+  metadata?: CallMetadata;
+  /** What a call returned. */
+  content?: Content2;
+  attempt?: number;
+  at?: number;
+  shell?: Shell2;
+  action?: string;
+  resources?: string[];
+  source?: CallRef;
+  requestID?: string;
+  reply?: string;
+  form?: { id: string; sessionID: string; metadata?: { tool?: CallRef }; fields?: Field2[] };
+  answer?: Record<string, unknown>;
+}
+
+interface Error2 {
+  type: string;
+  message: string;
+}
+type Content2 = { text?: string }[];
+type CallRef = { messageID?: string; id?: string; callID?: string };
+type Field2 = { title?: string; description?: string };
+
+interface CallMetadata {
+  /** Of a command. */
+  exit?: number;
+  timeout?: boolean;
+  /** Of a subagent: its session; `running`: it goes on after the call has ended. */
+  sessionID?: string;
+  status?: string;
+  /** Of an edit, a patch; of a write. */
+  files?: { file: string; additions?: number; deletions?: number }[];
+  operation?: string;
+  resource?: string;
+  existed?: boolean;
+}
+
+/** In the parent's inbox, when an agent in the background is over. */
+interface SubagentNotice {
+  source?: string;
+  childID?: string;
+  state?: string;
+}
+
+/** The person's own command. */
+interface Shell2 {
+  id: string;
+  command: string;
+  status?: string;
+  exit?: number;
+  time?: { started: number; completed?: number };
+}
+
+/** A session, as `session.get` and the HTTP API give it. */
+export interface Session2 extends Data2 {
+  id: string;
+  time: { created: number; updated?: number };
+}
+
+/** The types that were others in July 2026. */
+const JULY_TYPES: Record<string, string> = {
+  "session.input.admitted": "session.inbox.enqueued",
+  "session.input.promoted": "session.inbox.delivered",
+  "permission.v2.asked": "permission.asked",
+  "permission.v2.replied": "permission.replied",
+};
+
+/** OpenCode's tool that runs a subagent, in a child session. */
+const SUBAGENT_TOOL = "subagent";
+const SHELL_TOOL = "shell";
+const ABORTED = "aborted";
+
+/** `event` with the release's names for what July 2026 called otherwise. */
+function ofRelease(event: OpenCode2Event): OpenCode2Event {
+  const { info, callID, inputID, structured, ...data } = event.data as Record<string, any>;
+  if (callID !== undefined) data.id = callID;
+  if (inputID !== undefined) data.inboxID = inputID;
+  if (structured !== undefined) data.metadata = structured;
+  if (event.type === "session.created") {
+    Object.assign(data, { ...info, ...data });
+    data.location ??= { directory: info?.directory };
+  }
+  if (event.type === "session.input.admitted") {
+    const { type, data: payload } = data.input ?? {};
+    data.item = { type, payload };
+  }
+  return { ...event, type: JULY_TYPES[event.type] ?? event.type, data };
+}
+
+const callRef = ({ messageID = "", id, callID = id }: CallRef) => callId(messageID, callID ?? "");
+
+/** The files that a call has changed; undefined: none. */
+function filesOf2(
+  args: Data,
+  metadata: CallMetadata,
+  directory: unknown,
+): FileChange[] | undefined {
+  const { files, operation, resource, existed } = metadata;
+  if (files)
+    return files.map(({ file, additions, deletions }) => ({
+      ...{ path: relative(file, directory), additions, deletions },
+    }));
+  if (operation !== "write" || resource === undefined) return undefined;
+  const isNew = existed === false && typeof args.content === "string";
+  const counts = isNew ? { additions: lineCount(args.content as string), deletions: 0 } : {};
+  return [{ path: relative(resource, directory), ...counts }];
+}
+
+/** Calls of tools, the person's own commands, permissions and forms. */
+function createCalls2(ledger: ReturnType<typeof createLedger>) {
+  const { stateOf, sign } = ledger;
+  /** By call id: calls that aren't over, with what is known of them. */
+  const calls = new Map<string, Call>();
+  /** By permission asked for: the call that waits; and calls that the person has refused. */
+  const asking = new Map<string, string>();
+  const refused = new Set<string>();
+
+  function onCall(type: string, { data, created: at }: OpenCode2Event, session_id: string) {
+    const { assistantMessageID = "", id = "", name, input, metadata = {}, error, content } = data;
+    const session = stateOf(session_id);
+    const { step } = session;
+    const call_id = callId(assistantMessageID, id);
+    const call = calls.get(call_id) ?? {
+      ...{ id: call_id, session_id, call_id, tool: "unknown", args: {}, start: at },
+      agent: { type: undefined, description: undefined, prompt: undefined },
+    };
+    if (name !== undefined) call.tool = name;
+    if (input !== undefined && type === "called") {
+      const { agent, description, prompt } = input;
+      Object.assign(call, { args: input, start: at, agent: { type: agent, description, prompt } });
+    }
+    if (call.tool === SUBAGENT_TOOL) call.child = metadata.sessionID ?? call.child;
+    const isOver = type === "success" || type === "failed";
+    if (!isOver) {
+      calls.set(call_id, call);
+      forgetOldest(calls, MAX_SESSIONS);
+      if (type !== "progress" && step?.id === assistantMessageID) sign(step, at);
+      if (type === "called") return ledger.begin(call);
+      return type === "progress" ? ledger.spawn(call) : [];
+    }
+    calls.delete(call_id);
+    call.isInBackground = call.child !== undefined && metadata.status === "running";
+    const files = filesOf2(call.args, metadata, session.facts.directory);
+    if (files) ledger.change(session_id, call_id, files);
+    const isTimeOver = metadata.timeout === true ? "its time was over" : undefined;
+    const ending = endingOf({
+      error: error?.message ?? isTimeOver,
+      isDenied: refused.has(call_id),
+      isCancelled: error?.type === ABORTED,
+      exit: metadata.exit,
+    });
+    const output = content?.flatMap(({ text }) => text ?? []).join("\n");
+    return ledger.end(call, { end: at, ending, files, output });
+  }
+
+  function onShell(type: string, { data, created: at }: OpenCode2Event, session_id: string) {
+    if (data.shell === undefined) return [];
+    const { id, command, status, exit, time } = data.shell;
+    const call: Call = {
+      ...{ id, session_id, call_id: id, tool: SHELL_TOOL, args: { command } },
+      start: time?.started ?? at,
+      agent: { type: undefined, description: undefined, prompt: undefined },
+    };
+    if (type === "started") return ledger.begin(call);
+    const error = exit === undefined ? (status ?? "killed") : undefined;
+    const ending = endingOf({ error, exit });
+    return ledger.end(call, { end: time?.completed ?? at, ending });
+  }
+
+  function onAsked({ type, data, created: at }: OpenCode2Event): TelemetryEvent[] {
+    if (type === "permission.asked") {
+      const { id = "", sessionID = "", action, resources = [], source } = data;
+      const call = source && callRef(source);
+      const detail = `${action}: ${resources.join(", ")}`;
+      if (call !== undefined) asking.set(id, call);
+      forgetOldest(asking, MAX_SESSIONS);
+      return ledger.asked("permission", id, sessionID, call, detail, at);
+    }
+    const { id, sessionID, metadata, fields = [] } = data.form ?? { id: "", sessionID: "global" };
+    if (!sessionID.startsWith("ses_")) return []; // OpenCode's own: of no session
+    const detail = fields.map(({ description, title }) => description ?? title ?? "").join("\n");
+    return ledger.asked(
+      "question",
+      id,
+      sessionID,
+      metadata?.tool && callRef(metadata.tool),
+      detail,
+      at,
+    );
+  }
+
+  function onAnswered({ type, data, created: at }: OpenCode2Event): TelemetryEvent[] {
+    const { sessionID = "", requestID, id = "", reply = "", answer = {} } = data;
+    if (type === "permission.replied") {
+      const call = asking.get(requestID ?? id);
+      if (call !== undefined && reply === "reject") refused.add(call);
+      forgetOldest(refused, MAX_SESSIONS);
+      return ledger.answered("permission", requestID ?? id, sessionID, reply, at);
+    }
+    const answers = type === "form.cancelled" ? "reject" : Object.values(answer).flat().join(", ");
+    return ledger.answered("question", id, sessionID, answers, at);
+  }
+
+  return { onCall, onShell, onAsked, onAnswered };
 }
 
 /**
- * With the message's id: some models count their calls anew in each answer. Of ids that carry a
- * kilobyte of state, as some providers' do, a hash.
+ * `translate(event)` gives the events that one event of OpenCode stands for, often none. All times are
+ * OpenCode's, by `created`.
+ *
+ * | OpenCode                                | Sent                                                 |
+ * |-----------------------------------------|------------------------------------------------------|
+ * | session.created                         | session_start                                        |
+ * | session.renamed, moved, usage.updated,  | session_update with all facts, where one is new      |
+ * | agent.selected, model.selected          |                                                      |
+ * | session.execution.started               | session_start, where it runs again                   |
+ * | session.execution.succeeded, failed,    | session_end with its reason; before it session_error |
+ * | interrupted; session.deleted            | where no step has told of it; agent_complete of an   |
+ * |                                         | agent in the background                              |
+ * | session.inbox.delivered                 | turn_start of the person's prompt, with the step     |
+ * | session.step.started                    | model_request, at the time it was sent               |
+ * | session.step.ended, failed              | model_response, at the end of the answer             |
+ * | session.retry.scheduled                 | retry; the next step.started is a model_request again|
+ * | session.compaction.started, ended,      | model_request, model_response; session_compacted     |
+ * | failed                                  |                                                      |
+ * | session.tool.called                     | tool_start; its name is that of tool.input.started   |
+ * | session.tool.progress                   | agent_spawn, once a subagent has its session         |
+ * | session.tool.success, failed            | tool_use; agent_complete, unless in the background   |
+ * | session.shell.started, ended            | tool_start, tool_use: the person's own command       |
+ * | permission.asked, form.created          | input_requested                                      |
+ * | permission.replied, form.replied,       | input_resolved                                       |
+ * | form.cancelled                          |                                                      |
+ *
+ * `strangers` gives the sessions whose beginning was missed, each once; `complete` takes what OpenCode
+ * says of one.
  */
-function callId({ messageID, callID }: { messageID: string; callID: string }): string {
-  const isLong = callID.length > MAX_CALL_ID_CHARS;
-  return `${messageID}:${isLong ? createHash("sha256").update(callID).digest("hex") : callID}`;
+function createTranslator2() {
+  const ledger = createLedger();
+  const { stateOf, update, sign, tell, interrupt, isRunning } = ledger;
+  const { onCall, onShell, onAsked, onAnswered } = createCalls2(ledger);
+  /** The events that came: several streams have the same ones. */
+  const heard = new Set<string>();
+  /** By inbox id: what waits for its session. A text is the person's. */
+  const inbox = new Map<string, string | null>();
+  /** By session: its compaction that goes on. */
+  const compactions = new Map<string, Step>();
+  /** The sessions that have been heard of. */
+  const met = new Set<string>();
+  let missed: string[] = [];
+
+  const describe = (
+    id: string,
+    { title, location, agent, model, parentID, cost, tokens, ...info }: Session2,
+    isNew: boolean,
+    at: number,
+  ) => {
+    met.add(info.id);
+    // What an update has said is newer.
+    const isFirst = cost !== undefined && stateOf(info.id).usage === undefined;
+    const usage = isFirst ? usageOf({ cost, ...(tokens && { tokens }) }) : undefined;
+    return ledger.describe(
+      id,
+      info.id,
+      {
+        created: info.time.created,
+        usage,
+        facts: {
+          ...{ title, agent, directory: location?.directory },
+          ...{ model: model?.id, parent_session_id: parentID },
+        },
+      },
+      isNew,
+      at,
+    );
+  };
+
+  function learnFacts(id: string, session_id: string, facts: Data, at: number) {
+    for (const [name, fact] of Object.entries(facts))
+      if (fact !== undefined) stateOf(session_id).facts[name] = fact;
+    return update(id, session_id, at);
+  }
+
+  /** The first that is heard of a session. */
+  function meet(session_id: string, { location, durable }: OpenCode2Event): void {
+    met.add(session_id);
+    forgetOldest(met, MAX_SENT_IDS);
+    missed.push(session_id);
+    const session = stateOf(session_id);
+    if (location?.directory !== undefined) session.facts.directory ??= location.directory;
+    // Nothing has been done yet: the first step of a session is its fifth event (July 2026).
+    session.isWhole = durable !== undefined && durable.seq < 5;
+  }
+
+  // -- Turns and steps
+
+  function onDelivered(session_id: string, inboxID: string, at: number): void {
+    const session = stateOf(session_id);
+    session.readyAt = at;
+    session.promptId = inboxID;
+    const text = inbox.get(inboxID);
+    inbox.delete(inboxID);
+    // One that was put in before anything was heard is taken for the person's.
+    const isPrompt = typeof text === "string" || (text === undefined && session.turn === undefined);
+    if (!isPrompt) return;
+    const { agent, model } = session.facts;
+    const id = `${inboxID}:turn_start`;
+    session.prompt = eventOf("turn_start", id, session_id, at, {
+      ...{ prompt: text ?? undefined, agent, model },
+    });
+  }
+
+  function onExecuted(type: string, { id, data, created: at }: OpenCode2Event, session_id: string) {
+    const session = stateOf(session_id);
+    const events: TelemetryEvent[] = [];
+    session.step = undefined;
+    if (type === "failed") {
+      const { type: name = "error", message = "" } = data.error ?? {};
+      events.push(...ledger.fail(`${id}:session_error`, session_id, name, message, at));
+    } else if (type === "interrupted") session.reason = "interrupted";
+    return [...events, ...ledger.endTurn(id, session_id, at)];
+  }
+
+  function onStepStarted(session_id: string, { id, data, created: at }: OpenCode2Event) {
+    const { assistantMessageID = id, agent, model, started } = data;
+    const events = ledger.beginTurn(`${id}:session_start`, session_id, at);
+    const session = stateOf(session_id);
+    if (session.step?.id !== assistantMessageID)
+      session.step = newStep(assistantMessageID, session_id, modelOf2(model, agent));
+    const asked = Math.min(started ?? session.readyAt ?? at, at);
+    events.push(ledger.request(session.step, asked));
+    session.step.first = at;
+    const { facts } = session;
+    const used = { agent: facts.agent ?? agent, model: facts.model ?? model?.id };
+    return [...events, ...learnFacts(`${id}:session_update`, session_id, used, at)];
+  }
+
+  function onStepEnded(session_id: string, { id, data, created: at }: OpenCode2Event) {
+    const { assistantMessageID = id, error, cost, tokens, finish, files = [] } = data;
+    const session = stateOf(session_id);
+    const { step = newStep(assistantMessageID, session_id, {}) } = session;
+    const start = session.readyAt ?? at;
+    session.readyAt = at;
+    // What was aborted with its tokens told had answered: its tools were stopped.
+    const isAborted = error?.type === ABORTED;
+    const isCancelled = isAborted && tokens === undefined;
+    const verdict = { error: isAborted ? undefined : error?.message, isCancelled };
+    const usage = tokens && usageOf({ cost: cost ?? 0, tokens });
+    const changed = [...session.changes.values()].flat();
+    const others = files.filter((file) => !changed.some(({ path }) => path === file));
+    ledger.change(
+      session_id,
+      assistantMessageID,
+      others.map((path) => ({ path })),
+    );
+    const of = { ending: endingOf(verdict), usage, finish };
+    return ledger.respond(step, start, at, of);
+  }
+
+  function onCompaction(
+    type: string,
+    { id, data, created: at }: OpenCode2Event,
+    session_id: string,
+  ) {
+    // The id of its stored message.
+    const stepId = data.inboxID ?? id.replace(/^evt_/, "msg_");
+    const model = modelOf2(data.model, "compaction");
+    if (type === "started") {
+      const step = newStep(stepId, session_id, model);
+      compactions.set(session_id, step);
+      forgetOldest(compactions, MAX_SESSIONS);
+      return [ledger.request(step, at)];
+    }
+    const step = compactions.get(session_id) ?? newStep(stepId, session_id, model);
+    compactions.delete(session_id);
+    stateOf(session_id).readyAt = at;
+    step.model = { ...step.model, ...model };
+    const { cost, tokens, error } = data;
+    const usage = tokens && usageOf({ cost: cost ?? 0, tokens });
+    const isCancelled = error?.type === ABORTED;
+    const ending = endingOf({ error: error?.message, isCancelled });
+    const events = ledger.respond(step, at, at, { ending, usage });
+    if (type === "ended") events.push(eventOf("session_compacted", id, session_id, at, {}));
+    return events;
+  }
+
+  // -- All
+
+  function eventsOf(event: OpenCode2Event): TelemetryEvent[] {
+    const { id, type, data, created: at } = event;
+    const session_id = data.sessionID ?? data.form?.sessionID ?? "";
+    if (!session_id.startsWith("ses_")) return [];
+    const session = stateOf(session_id);
+    const what = type.slice(type.lastIndexOf(".") + 1);
+    switch (type) {
+      case "session.created":
+        return describe(id, { ...data, id: session_id, time: { created: at } }, true, at);
+      case "session.forked": // its messages are its parent's, and nothing of them is announced
+        session.isWhole = true;
+        return [];
+      case "session.renamed":
+        return learnFacts(id, session_id, { title: data.title }, at);
+      case "session.agent.selected":
+        return learnFacts(id, session_id, { agent: data.agent }, at);
+      case "session.model.selected":
+        return learnFacts(id, session_id, { model: data.model?.id }, at);
+      case "session.moved":
+        return learnFacts(id, session_id, { directory: data.location?.directory }, at);
+      case "session.usage.updated":
+        session.usage = usageOf(data);
+        return update(id, session_id, at);
+      case "session.deleted":
+        if (session.turn !== "running") return [];
+        return onExecuted("interrupted", event, session_id);
+      case "session.inbox.enqueued": {
+        const { type: kind, payload = {} } = data.item ?? {};
+        inbox.set(data.inboxID ?? id, kind === "user" ? (payload.text ?? "") : null);
+        forgetOldest(inbox, MAX_SESSIONS);
+        const { source, childID = "", state } = payload.metadata ?? {};
+        if (source !== SUBAGENT_TOOL) return [];
+        const verdict = { isCancelled: state !== "completed" && state !== "error" };
+        const error = state === "error" ? { error: state } : {};
+        return ledger.endAgent(childID, at, endingOf({ ...verdict, ...error }));
+      }
+      case "session.inbox.delivered":
+        onDelivered(session_id, data.inboxID ?? id, at);
+        return [];
+      case "session.inbox.cancelled":
+        inbox.delete(data.inboxID ?? id);
+        return [];
+      case "session.execution.started":
+        session.readyAt = at;
+        return ledger.beginTurn(id, session_id, at);
+      case "session.execution.succeeded":
+      case "session.execution.failed":
+      case "session.execution.interrupted":
+        return onExecuted(what, event, session_id);
+      case "session.compaction.started":
+      case "session.compaction.ended":
+      case "session.compaction.failed":
+        return onCompaction(what, event, session_id);
+      case "session.tool.input.started":
+      case "session.tool.input.ended":
+      case "session.tool.called":
+      case "session.tool.progress":
+      case "session.tool.success":
+      case "session.tool.failed":
+        return onCall(what, event, session_id);
+      case "session.shell.started":
+      case "session.shell.ended":
+        return onShell(what, event, session_id);
+      case "session.step.started":
+        return onStepStarted(session_id, event);
+      case "session.step.ended":
+      case "session.step.failed":
+        return onStepEnded(session_id, event);
+      case "session.step.streamed":
+      case "session.reasoning.ended":
+      case "session.text.ended": {
+        const { step } = session;
+        if (step === undefined || step.id !== data.assistantMessageID) return [];
+        sign(step, at);
+        if (data.text !== undefined && type === "session.text.ended")
+          step.texts.set(String(data.ordinal), data.text);
+        return [];
+      }
+      case "session.retry.scheduled": {
+        const { assistantMessageID = id, attempt = 2, at: retry_at, error } = data;
+        session.readyAt = retry_at;
+        // OpenCode counts tries; its first retry is the second.
+        const retry = { attempt: attempt - 1, message: error?.message, retry_at };
+        return [
+          eventOf("retry", `${assistantMessageID}:retry:${attempt - 1}`, session_id, at, retry),
+        ];
+      }
+      case "permission.asked":
+      case "form.created":
+        return onAsked(event);
+      case "permission.replied":
+      case "form.replied":
+      case "form.cancelled":
+        return onAnswered(event);
+      default:
+        return [];
+    }
+  }
+
+  function translate(said: OpenCode2Event): TelemetryEvent[] {
+    if (heard.has(said.id)) return [];
+    heard.add(said.id);
+    forgetOldest(heard, MAX_SENT_IDS);
+    const event = ofRelease(said);
+    const { sessionID } = event.data;
+    if (event.type.startsWith("session.") && event.type !== "session.created")
+      if (sessionID !== undefined && !met.has(sessionID)) meet(sessionID, event);
+    return tell(eventsOf(event), event.created);
+  }
+
+  function strangers(): string[] {
+    const ids = missed;
+    missed = [];
+    return ids;
+  }
+
+  return {
+    ...{ translate, strangers, interrupt, isRunning },
+    complete: (info: Session2, now: number) =>
+      tell(describe(`${info.id}:session_update:${info.time.updated}`, info, false, now), now),
+  };
 }
 
-function subagentType({ state }: ToolPart<BegunCall>): string {
-  const { subagent_type: type } = state.input;
-  return typeof type === "string" && type && type.length <= MAX_NAME_CHARS ? type : "unknown";
+const modelOf2 = (model: Data2["model"], agent: string | undefined) =>
+  known({ model: model?.id, provider: model?.providerID, agent }) as Step["model"];
+
+/** Events come within 37 ms of their creation (measured, July 2026): by then none is missing. */
+const ORDER_MS = 50;
+const MAX_HELD_EVENTS = 1_000;
+
+/** Hands events to `release` in the order of their creation, once each has been held for ORDER_MS. */
+function createOrder(
+  release: (event: OpenCode2Event) => void,
+  now: () => number,
+  schedule: Schedule,
+) {
+  let held: { event: OpenCode2Event; since: number }[] = [];
+  let cancel: (() => void) | undefined;
+
+  function flush(isLast = false): void {
+    cancel?.();
+    cancel = undefined;
+    held.sort(
+      ({ event: a }, { event: b }) => a.created - b.created || (a.id < b.id ? -1 : 1), // ids ascend
+    );
+    const due = now() - ORDER_MS;
+    const count = isLast ? held.length : held.findLastIndex(({ since }) => since <= due) + 1;
+    for (const { event } of held.splice(0, count)) release(event);
+    if (held.length > 0) cancel = schedule(flush, ORDER_MS);
+  }
+
+  return {
+    add(event: OpenCode2Event): void {
+      const since = now();
+      if (held.length >= MAX_HELD_EVENTS || (held[0] && held[0].since <= since - ORDER_MS))
+        flush(held.length >= MAX_HELD_EVENTS);
+      held.push({ event, since });
+      cancel ??= schedule(flush, ORDER_MS);
+    },
+    flush: () => flush(true),
+  };
+}
+
+/** OpenCode's own HTTP API. */
+export interface Api2 {
+  url: string;
+  password?: string;
+}
+
+/** A message, as the API gives it. */
+export interface StoredMessage2 extends Omit<Data2, "content"> {
+  id: string;
+  type: string;
+  text?: string;
+  /** Of the person's own command. */
+  shellID?: string;
+  command?: string;
+  status?: string;
+  exit?: number;
+  content?: { type: string; id?: string; name?: string; state?: StoredCall2; time?: StoredTimes }[];
+  time: { created: number; completed?: number };
+}
+type StoredTimes = { created: number; ran?: number; completed?: number };
+type StoredCall2 = {
+  status: string;
+  input?: unknown;
+  metadata?: CallMetadata;
+  structured?: CallMetadata;
+  content?: Content2;
+  error?: Error2;
+};
+
+/** The sessions of a directory that were at work since then, as `readPast1` gives them. */
+async function* readPast2(api: Api2, directory: string, since: number, now: number) {
+  const authorization = `Basic ${Buffer.from(`opencode:${api.password}`).toString("base64")}`;
+  async function* pages<Item>(path: string, query: Record<string, string>): AsyncGenerator<Item> {
+    for (let page = query; ;) {
+      const url = new URL(`${path}?${new URLSearchParams(page)}`, api.url);
+      const headers = api.password === undefined ? {} : { authorization };
+      const answer = await fetch(url, {
+        headers,
+        signal: AbortSignal.timeout(MAX_PAST_DURATION_MS),
+      });
+      const { data, cursor } = (await answer.json()) as {
+        data: Item[];
+        cursor?: { next?: string };
+      };
+      yield* data;
+      if (cursor?.next == null || data.length === 0) return;
+      page = { cursor: cursor.next };
+    }
+  }
+  const { translate } = createTranslator2();
+  let left = MAX_PAST_SESSIONS;
+  for await (const info of pages<Session2>("/api/session", { directory, order: "desc" })) {
+    const updatedAt = info.time.updated ?? info.time.created;
+    if (updatedAt < since) continue;
+    const messages: StoredMessage2[] = [];
+    const path = `/api/session/${info.id}/message`;
+    for await (const message of pages<StoredMessage2>(path, { order: "asc" }))
+      messages.push(message);
+    yield settled([...replay2(info, messages, now)].flatMap(translate), updatedAt);
+    if ((left -= 1) === 0) return;
+  }
+}
+
+/** The events that a session as it is stored was announced with. */
+function* replay2(
+  info: Session2,
+  messages: StoredMessage2[],
+  now: number,
+): Generator<OpenCode2Event> {
+  const sessionID = info.id;
+  let serial = 0;
+  const said = (type: string, created: number, data: Data2 = {}, id?: string): OpenCode2Event => ({
+    ...{ id: id ?? `${sessionID}:past:${serial++}`, type: `session.${type}`, created },
+    data: { sessionID, ...data },
+  });
+  const { created, updated = created } = info.time;
+  const { cost = 0, tokens, id: _, ...facts } = info;
+  yield said("created", created, facts);
+  let end = created;
+  let lastStep: StoredMessage2 | undefined;
+  for (const message of messages) {
+    const { id, type, time, agent, model, error, finish } = message;
+    if (time.created < created) continue; // a fork's are its parent's
+    if (type === "user" || type === "synthetic") {
+      if (lastStep) yield said("execution.succeeded", end);
+      lastStep = undefined;
+      const item = { type, payload: { text: message.text ?? "" } };
+      yield said("inbox.enqueued", time.created, { inboxID: id, item });
+      yield said("execution.started", time.created);
+      yield said("inbox.delivered", time.created, { inboxID: id });
+    }
+    const { completed } = time;
+    end = Math.max(end, completed ?? time.created);
+    if (type === "shell") {
+      const { shellID = id, command = "", status = "exited", exit } = message;
+      const shell = { id: shellID, command, status, ...(exit === undefined ? {} : { exit }) };
+      const times = { started: time.created, ...(completed === undefined ? {} : { completed }) };
+      yield said("shell.started", time.created, { shell: { ...shell, time: times } });
+      if (completed !== undefined)
+        yield said("shell.ended", completed, { shell: { ...shell, time: times } });
+    }
+    if (type === "compaction") {
+      yield said("compaction.started", time.created, { inboxID: id });
+      if (completed !== undefined) yield said("compaction.ended", completed, { inboxID: id });
+    }
+    if (type !== "assistant") continue;
+    lastStep = message;
+    const of = { assistantMessageID: id };
+    yield said("step.started", time.created, { ...of, ...known({ agent, model }) });
+    for (const { type: kind, id: callID = "", name, state, time: at } of message.content ?? []) {
+      if (kind !== "tool" || !name || !at || !state) continue;
+      const call = { ...of, id: callID };
+      yield said("tool.input.started", at.created, { ...call, name });
+      if (at.ran === undefined) continue;
+      yield said("tool.called", at.ran, { ...call, input: (state.input ?? {}) as Data });
+      const metadata = state.metadata ?? state.structured ?? {};
+      const { content = [] } = state;
+      if (metadata.sessionID !== undefined)
+        yield said("tool.progress", at.ran, { ...call, metadata });
+      if (at.completed === undefined) continue;
+      if (state.error)
+        yield said("tool.failed", at.completed, { ...call, metadata, error: state.error });
+      else yield said("tool.success", at.completed, { ...call, metadata, content });
+    }
+    if (completed === undefined) continue;
+    const used = known({ cost: message.cost, tokens: message.tokens });
+    if (error) yield said("step.failed", completed, { ...of, ...used, error });
+    else yield said("step.ended", completed, { ...of, ...used, ...known({ finish }) });
+  }
+  yield said("usage.updated", updated, { cost, ...(tokens && { tokens }) });
+  if (lastStep?.time.completed === undefined) return;
+  const { error, finish } = lastStep;
+  if (finish === "tool-calls" && now - end < PAST_MARGIN_MS) return;
+  if (error === undefined) yield said("execution.succeeded", end);
+  else if (error.type === ABORTED) yield said("execution.interrupted", end);
+  else yield said("execution.failed", end, { error });
 }
 
 // ─── Content ─────────────────────────────────────────────────────────────────
@@ -1082,7 +2123,11 @@ interface Connection {
 /** Returns `call(path, body, signal)`: a GET, or with a body a POST; undefined: no answer within 1 s. */
 function createClient({ server, token }: Connection) {
   const base = server.replace(/\/+$/, "");
-  const authorization = token ? { authorization: `Bearer ${token}` } : undefined;
+  const headers = {
+    "content-type": "application/json",
+    "user-agent": `pai-observability/${PLUGIN_VERSION}`,
+    ...(token ? { authorization: `Bearer ${token}` } : {}),
+  };
   return async function call(
     path: string,
     body?: string,
@@ -1096,7 +2141,7 @@ function createClient({ server, token }: Connection) {
     try {
       const response = await fetch(base + path, {
         method: body === undefined ? "GET" : "POST",
-        headers: { "content-type": "application/json", ...authorization },
+        headers,
         ...(body === undefined ? {} : { body }),
         redirect: "manual", // to another server prompts don't go
         signal: attempt.signal,
@@ -1115,6 +2160,8 @@ function createClient({ server, token }: Connection) {
 interface QueuedEvent {
   /** Serialised when it was sent: OpenCode may change its objects later. */
   json: string;
+  id: string;
+  timestamp: number;
   /** The lost events that it reports in `dropped_events`. */
   reported: number;
 }
@@ -1129,15 +2176,28 @@ interface QueuedEvent {
  */
 type PostOutcome = "stored" | "refused" | "failed";
 
+/** The ids of what OpenCode's own store has too, so that it can be told later. */
+const IS_STORED = /:(tool_start|tool_use|agent_\w+|model_re\w+|turn_start)$/;
+
+interface SenderOptions extends Connection {
+  /** The server has taken a batch. */
+  onStored?: () => void;
+  /** The server has refused the token; once. */
+  onRefused?: () => void;
+  /** An event of that time, which OpenCode's store has, is dropped. @returns whether it is told later */
+  onDropped?: (timestamp: number) => boolean;
+}
+
 /**
  * `send` queues events and returns at once. `close` goes on posting until all is stored, a POST
  * begun since fails, or `withinMs` are over; what is sent afterwards is ignored.
  *
- * A full queue drops its oldest event. Dropped events are counted in `data.dropped_events` of the
- * next one sent.
+ * A full queue drops its oldest event; of what OpenCode's own store has first, because that can be told
+ * later. Other dropped events are counted in `data.dropped_events` of the next one sent.
  */
-function createSender(connection: Connection) {
+function createSender({ onStored, onRefused, onDropped, ...connection }: SenderOptions) {
   const call = createClient(connection);
+  let isRefused = false;
   const queue: QueuedEvent[] = [];
   /** The first events of the queue, while a POST carries them: they aren't dropped. */
   let inFlight = 0;
@@ -1150,12 +2210,21 @@ function createSender(connection: Connection) {
   function send(events: TelemetryEvent[]): void {
     if (isClosing) return;
     for (const event of events) {
-      if (queue.length === MAX_QUEUED_EVENTS) countDropped(queue.splice(inFlight, 1));
+      if (queue.length === MAX_QUEUED_EVENTS) drop();
+      const { id, timestamp } = event;
       const data = dropped > 0 ? { ...event.data, dropped_events: dropped } : event.data;
-      queue.push({ json: JSON.stringify({ ...event, data }), reported: dropped });
+      queue.push({ json: JSON.stringify({ ...event, data }), id, timestamp, reported: dropped });
       dropped = 0;
     }
     if (queue.length > 0) draining ??= drain();
+  }
+
+  function drop(): void {
+    const stored = queue.findIndex(({ id }, index) => index >= inFlight && IS_STORED.test(id));
+    const [event] = queue.splice(stored < 0 ? inFlight : stored, 1);
+    if (event === undefined) return;
+    if (stored >= 0 && onDropped?.(event.timestamp)) dropped += event.reported;
+    else countDropped([event]);
   }
 
   /** What a dropped event reported is reported anew. */
@@ -1187,6 +2256,7 @@ function createSender(connection: Connection) {
       oneByOne = Math.max(0, oneByOne - 1);
       const done = queue.splice(0, batch.length);
       if (outcome === "refused") countDropped(done);
+      else onStored?.();
     }
     draining = undefined;
   }
@@ -1207,6 +2277,8 @@ function createSender(connection: Connection) {
     const answer = await call("/api/events", `[${batch.join(",")}]`, attempt.signal);
     if (answer === undefined) return "failed";
     const { status } = answer;
+    if (status === 401 && !isRefused) onRefused?.();
+    isRefused ||= status === 401;
     if (status >= 200 && status < 300) return "stored";
     return status === 400 || status === 413 ? "refused" : "failed";
   }
@@ -1218,18 +2290,27 @@ function createSender(connection: Connection) {
     });
   }
 
-  async function close(withinMs: number): Promise<void> {
+  /** @returns whether all was stored */
+  async function close(withinMs: number): Promise<boolean> {
+    let isLate = false;
     isClosing = true;
     endPause();
     const deadline = setTimeout(() => {
+      isLate = true;
       queue.length = 0;
       attempt.abort();
     }, withinMs);
     await draining;
     clearTimeout(deadline);
+    return !isLate && queue.length === 0;
   }
 
-  return { send, close };
+  return {
+    ...{ send, close },
+    isEmpty: () => queue.length === 0,
+    /** Resolves when it is empty. */
+    drained: () => draining ?? Promise.resolve(),
+  };
 }
 
 // ─── Presence ────────────────────────────────────────────────────────────────
@@ -1317,15 +2398,130 @@ function createPresence({ sender, directories, schedule = onTimer, send, ...to }
   return { update, bye };
 }
 
+// ─── Past ────────────────────────────────────────────────────────────────────
+// What the server has missed, from OpenCode's own store: at the start, what happened since it was last
+// reached; when it is back, what the queue has lost. Under the ids that it had, or would have had, so
+// that nothing is there twice. Permissions, questions and retries aren't stored, and stay away.
+
+/** The events of one session after the other, the latest first. */
+type ReadPast = (since: number, now: number) => AsyncIterable<TelemetryEvent[]>;
+
+interface PastOptions {
+  read: ReadPast;
+  now: () => number;
+  send: (events: TelemetryEvent[]) => void;
+  /** Resolves when nothing waits to be sent. */
+  drained: () => Promise<void>;
+}
+
+/** `want` says since when the past is to be told, `tell` that the server can be reached. */
+function createPast({ read, now, send, drained }: PastOptions) {
+  let wanted: number | undefined;
+  let isTelling = false;
+
+  function want(since: number): void {
+    wanted = Math.min(wanted ?? since, since);
+  }
+
+  async function tell(): Promise<void> {
+    if (wanted === undefined || isTelling) return;
+    const since = wanted - PAST_MARGIN_MS;
+    let deadline = now() + MAX_PAST_DURATION_MS;
+    isTelling = true;
+    wanted = undefined;
+    try {
+      for await (const events of read(since, now())) {
+        const missed = events.filter((event) => isMissed(event, since));
+        for (let at = 0; at < missed.length; at += MAX_BATCH_EVENTS) {
+          send(missed.slice(at, at + MAX_BATCH_EVENTS));
+          const sentAt = now();
+          await drained(); // a server that goes away meanwhile costs no time
+          deadline += now() - sentAt;
+        }
+        if (now() > deadline) break;
+      }
+    } catch {
+      // OpenCode's store can't be read: what happens from now on is told all the same.
+    } finally {
+      isTelling = false;
+    }
+  }
+
+  return { want, tell, isWanted: () => wanted !== undefined || isTelling };
+}
+
+/** Of all the updates of a session's facts the last, and of its starts the first. */
+function settled(events: TelemetryEvent[], updatedAt: number): TelemetryEvent[] {
+  const last = events.findLast(({ type }) => type === "session_update");
+  return events.flatMap((event) => {
+    const { id, type, session_id } = event;
+    if (type === "session_start" && id !== `${session_id}:session_start`) return [];
+    if (type !== "session_update") return [event];
+    const updateId = `${session_id}:session_update:${updatedAt}`;
+    return event === last ? [{ ...event, id: updateId, timestamp: updatedAt }] : [];
+  });
+}
+
+/** A session's facts are told whatever their time: without them what it did would have no name. */
+const isMissed = ({ type, timestamp }: TelemetryEvent, since: number) =>
+  timestamp >= since || type === "session_start" || type === "session_update";
+
+/**
+ * When each server was last reached from each directory, in a file of OpenCode's state directory, so
+ * that the next process knows since when to tell. A file that is lost costs a repetition.
+ */
+function createReached(path: string, server: string, now: () => number) {
+  type Times = Record<string, Record<string, number>>;
+  let writtenAt = 0;
+
+  async function readTimes(): Promise<Times> {
+    try {
+      return JSON.parse(await readFile(path, "utf8")) as Times;
+    } catch {
+      return {};
+    }
+  }
+
+  return {
+    async since(directory: string): Promise<number> {
+      const first = now() - MAX_PAST_MS;
+      return Math.max(first, (await readTimes())[server]?.[directory] ?? first);
+    },
+    /** Not more often than once in REACHED_INTERVAL_MS, unless it is the last time. */
+    async write(directories: Iterable<string>, isLast = false): Promise<void> {
+      const at = now();
+      if (!isLast && at - writtenAt < REACHED_INTERVAL_MS) return;
+      writtenAt = at;
+      const times = await readTimes();
+      const known = Object.entries(times[server] ?? {}).filter(([, it]) => it > at - MAX_PAST_MS);
+      for (const directory of directories) known.push([directory, at]);
+      try {
+        await mkdir(dirname(path), { recursive: true });
+        await writeFile(path, JSON.stringify({ ...times, [server]: Object.fromEntries(known) }));
+      } catch {}
+    },
+  };
+}
+
 // ─── Plugin ──────────────────────────────────────────────────────────────────
-// All of it, wired to OpenCode's hooks. Nothing that goes wrong here reaches OpenCode.
+// All of it, wired to OpenCode. Nothing that goes wrong here reaches it. One process has one reporter,
+// whatever the number of its directories: OpenCode sets the plugin up for each.
+
+const NAME = "pai-observability";
 
 interface Options extends Connection, ContentChoice {
   /** The clock, in milliseconds since 1970. */
   now?: () => number;
   schedule?: Schedule;
   sender?: string;
-  directories?: Set<string>;
+  /** Where it is written down when the server was reached; none: nowhere. */
+  reachedPath?: string;
+}
+
+/** What of a translator its reporter asks. */
+interface Translator {
+  interrupt(now: number, directory?: string): TelemetryEvent[];
+  isRunning(): boolean;
 }
 
 /** The events that say facts of their session. */
@@ -1335,17 +2531,39 @@ const FACT_TYPES = new Set<TelemetryEvent["type"]>([
   "session_end",
 ]);
 
-/** The hooks that all instances of one process share. */
-function createHooks({
-  now = Date.now,
-  sender = randomUUID(),
-  directories = new Set<string>(),
-  ...options
-}: Options) {
-  const translator = createTranslator();
+/** What a process has once: it takes a translator's events, and sees to the rest. */
+function createReporter<Of extends Translator>(translator: Of, options: Options) {
+  const { now = Date.now, schedule = onTimer, sender = randomUUID(), server, token } = options;
+  const connection = { server, token };
+  const directories = new Set<string>();
+  const pasts = new Map<string, ReturnType<typeof createPast>>();
+  const reached = options.reachedPath && createReached(options.reachedPath, server, now);
   const shape = createShape(options);
-  const queue = createSender(options);
-  const presence = createPresence({ ...options, sender, directories, send: queue.send });
+  const call = createClient(connection);
+  let log = (_message: string) => {};
+
+  /** Only where all is told: else the next process begins where this one did. */
+  async function noteReached(isLast = false): Promise<void> {
+    const isUpToDate = queue.isEmpty() && !pasts.values().some(({ isWanted }) => isWanted());
+    if (reached && isUpToDate && pasts.size > 0) await reached.write(pasts.keys(), isLast);
+  }
+
+  const queue = createSender({
+    ...connection,
+    onStored() {
+      void noteReached();
+      for (const past of pasts.values()) void past.tell().then(() => noteReached());
+    },
+    onRefused: () => log(`${server} refuses the token (401): set OBSERVABILITY_TOKEN`),
+    onDropped(timestamp) {
+      for (const { want } of pasts.values()) want(timestamp);
+      return pasts.size > 0;
+    },
+  });
+  const presence = createPresence({
+    ...{ ...connection, sender, directories, schedule },
+    send: queue.send,
+  });
 
   function send(events: TelemetryEvent[]): void {
     queue.send(
@@ -1359,18 +2577,32 @@ function createHooks({
   }
 
   return {
-    // The one hook through which every fact passes; OpenCode doesn't wait for it.
-    event: guarded(({ event }: { event: OpenCodeEvent }) =>
-      send(translator.translate(event, now())),
-    ),
-    "chat.params": guarded(({ model }: { model: AskedModel }) => translator.learn(model)),
-    /** An instance goes, and with it the sessions of its directory. */
-    interrupt: guarded((directory: string) => send(translator.interrupt(now(), directory))),
-    dispose: guarded(async () => {
+    ...{ translator, now, schedule, send, options },
+    /** A directory that OpenCode works in, how to write to its log, and how to read its store. */
+    join(directory: string | undefined, logTo: typeof log, read?: ReadPast) {
+      log = logTo;
+      if (directory === undefined) return;
+      directories.add(directory);
+      if (!read || pasts.has(directory)) return;
+      const past = createPast({
+        ...{ read, now, drained: queue.drained },
+        // Not with our name: whoever told of it first may live.
+        send: (events) => queue.send(events.map(shape)),
+      });
+      pasts.set(directory, past);
+      void guarded(async () => {
+        past.want(await (reached ? reached.since(directory) : now() - MAX_PAST_MS));
+        const answer = await call("/health");
+        if (answer?.status === 200) await past.tell().then(() => noteReached());
+      })();
+    },
+    interrupt: (directory?: string) => send(translator.interrupt(now(), directory)),
+    async close(withinMs: number): Promise<void> {
       send(translator.interrupt(now()));
-      const closed = queue.close(FLUSH_MS);
-      await Promise.all([closed, Promise.race([presence.bye(), closed])]);
-    }),
+      const closed = queue.close(withinMs);
+      const [isStored] = await Promise.all([closed, Promise.race([presence.bye(), closed])]);
+      if (isStored) await noteReached(true);
+    },
   };
 }
 
@@ -1383,42 +2615,191 @@ function guarded<Args extends unknown[]>(hook: (...args: Args) => void | Promise
   };
 }
 
-const SENDER = randomUUID();
-const directories = new Set<string>();
-let shared: ReturnType<typeof createHooks> | undefined;
-let instances = 0;
+// -- Settings
 
-/** Once for each directory that OpenCode works in: all share one sender. */
-async function plugin({ directory }: { directory?: string }) {
-  shared ??= createHooks({
-    server: OBSERVABILITY_SERVER,
-    token: OBSERVABILITY_TOKEN,
-    content: OBSERVABILITY_CONTENT,
-    redact: OBSERVABILITY_REDACT,
-    sender: SENDER,
-    directories,
-  });
-  const { interrupt, dispose, ...hooks } = shared;
-  if (directory !== undefined) directories.add(directory);
-  instances += 1;
+const configDirectory = ({ OPENCODE_CONFIG_DIR, XDG_CONFIG_HOME }: NodeJS.ProcessEnv) =>
+  OPENCODE_CONFIG_DIR ?? join(XDG_CONFIG_HOME ?? join(homedir(), ".config"), "opencode");
+
+/** The first that is set: option, environment, file, default. */
+function readSettings(given: unknown, env: NodeJS.ProcessEnv = process.env) {
+  const options = (given ?? {}) as Data;
+  const path = join(configDirectory(env), `${NAME}.json`);
+  let file: Data = {};
+  let problem: string | undefined;
+  try {
+    file = JSON.parse(readFileSync(path, "utf8")) as Data;
+  } catch (error) {
+    if (error instanceof SyntaxError) problem = `${path} is no JSON, and left alone`;
+  }
+  const setting = (name: string): string | undefined => {
+    const value = options[name] ?? env[`OBSERVABILITY_${name.toUpperCase()}`] ?? file[name];
+    return value === undefined ? undefined : String(value);
+  };
+  const isOff = (name: string) => /^(0|off|false)$/i.test(setting(name) ?? "");
   return {
-    ...hooks,
-    async dispose(): Promise<void> {
-      instances -= 1;
-      if (instances > 0) return interrupt(directory ?? "");
-      shared = undefined;
-      await dispose();
+    server: setting("server") ?? DEFAULT_SERVER,
+    token: setting("token"),
+    content: setting("content") ?? "args",
+    redact: isOff("redact") ? "off" : "on",
+    hasPast: !isOff("backfill"),
+    problem,
+  };
+}
+
+function reachedPathOf({ XDG_STATE_HOME }: NodeJS.ProcessEnv): string {
+  return join(XDG_STATE_HOME ?? join(homedir(), ".local/state"), "opencode", `${NAME}.json`);
+}
+
+// -- One reporter for all directories
+
+const SENDER = randomUUID();
+const shared: { reporter?: unknown; instances: number } = { instances: 0 };
+
+/** The reporter of this process, made by the first of its directories. */
+function shareReporter<Of extends Translator>(createTranslator: () => Of, given: unknown) {
+  const { hasPast, problem, ...settings } = readSettings(given);
+  const isFirst = shared.reporter === undefined;
+  const reachedPath = hasPast ? { reachedPath: reachedPathOf(process.env) } : {};
+  shared.reporter ??= createReporter(createTranslator(), {
+    ...settings,
+    ...reachedPath,
+    sender: SENDER,
+  });
+  shared.instances += 1;
+  const reporter = shared.reporter as ReturnType<typeof createReporter<Of>>;
+  return {
+    ...{ reporter, hasPast, problem: isFirst ? problem : undefined }, // told once
+    /** @returns whether it was the last */
+    leave(): boolean {
+      shared.instances -= 1;
+      if (shared.instances > 0) return false;
+      shared.reporter = undefined;
+      return true;
     },
   };
 }
 
-/**
- * The only value exported: OpenCode (1.18.33) calls every function that a plugin file exports, and
- * refuses a file that exports other values. What the tests need hangs on it.
- */
-export const ObservabilityPlugin = Object.assign(plugin, {
-  createTranslator,
+// -- OpenCode 1.18
+
+/** The hooks of OpenCode 1.18, which waits for none of them. */
+const createHooks1 = ({
+  translator,
+  now,
+  send,
+}: ReturnType<typeof createReporter<ReturnType<typeof createTranslator1>>>) => ({
+  event: guarded(({ event }: { event: OpenCodeEvent }) => send(translator.translate(event, now()))),
+  "chat.params": guarded(({ model }: { model: AskedModel }) => translator.learn(model)),
+});
+
+async function server(input: { directory?: string; client?: Client1 }, options?: unknown) {
+  const { directory, client } = input;
+  const { reporter, hasPast, problem, leave } = shareReporter(createTranslator1, options);
+  const log = (message: string) =>
+    void guarded(async () => {
+      await client?.app?.log?.({ body: { service: NAME, level: "warn", message } });
+    })();
+  const read: ReadPast | undefined =
+    client && hasPast
+      ? (...of) => readPast1(client, ...of, reporter.translator.waitedMs)
+      : undefined;
+  if (problem) log(problem);
+  // Later: until this function has returned OpenCode's client doesn't answer (1.18.33).
+  onTimer(() => reporter.join(directory, log, read), 0);
+  return {
+    ...createHooks1(reporter),
+    async dispose(): Promise<void> {
+      if (leave()) await reporter.close(FLUSH_MS);
+      else reporter.interrupt(directory ?? "");
+    },
+  };
+}
+
+// -- OpenCode 2
+
+/** What is used of the context that OpenCode 2 sets a plugin up with. */
+export interface Context2 {
+  options?: unknown;
+  location?: { directory?: string };
+  app?: { server?: Api2 };
+  event?: { subscribe?(options: { signal: AbortSignal }): AsyncIterable<OpenCode2Event> };
+  session?: { get?(of: { sessionID: string }): Promise<Session2> };
+}
+
+/** Feeds what one instance hears into the translator. @returns how to leave its stream */
+function follow2(
+  context: Context2,
+  {
+    translator,
+    now,
+    schedule,
+    send,
+  }: ReturnType<typeof createReporter<ReturnType<typeof createTranslator2>>>,
+) {
+  const order = createOrder(release, now, schedule);
+  const leaving = new AbortController();
+
+  function release(event: OpenCode2Event): void {
+    try {
+      send(translator.translate(event));
+      for (const sessionID of translator.strangers()) void complete(sessionID);
+    } catch {}
+  }
+
+  const complete = guarded(async (sessionID: string) => {
+    const info = await context.session?.get?.({ sessionID });
+    if (info?.time?.created !== undefined) send(translator.complete(info, now()));
+  });
+
+  const listen = guarded(async () => {
+    const events = context.event?.subscribe?.({ signal: leaving.signal }) ?? [];
+    for await (const event of events) {
+      // The stream of an instance that OpenCode has given up may go on (July 2026).
+      if (leaving.signal.aborted) break;
+      if (!event.type.endsWith(".delta")) order.add(event);
+    }
+  });
+  void listen();
+
+  return () => {
+    order.flush();
+    leaving.abort();
+  };
+}
+
+async function setup(context: Context2) {
+  // OpenCode 1.18 calls it too, and the previews on npm have no events.
+  if (typeof context?.event?.subscribe !== "function") return;
+  const { reporter, hasPast, problem, leave } = shareReporter(createTranslator2, context.options);
+  const directory = context.location?.directory;
+  const api = context.app?.server;
+  const read: ReadPast | undefined =
+    api && directory !== undefined && hasPast
+      ? (...of) => readPast2(api, directory, ...of)
+      : undefined;
+  const log = (message: string) => console.error(`${NAME}: ${message}`);
+  if (problem) log(problem);
+  onTimer(() => reporter.join(directory, log, read), 0);
+  const leaveStream = follow2(context, reporter);
+  return async function cleanup(): Promise<void> {
+    leaveStream();
+    if (leave()) await reporter.close(FLUSH_2_MS);
+  };
+}
+
+/** OpenCode 1.18 calls `server` (and `setup`), OpenCode 2 `setup`; both without `this`. */
+export default { id: NAME, server, setup };
+
+/** For the tests: both generations leave named exports alone. */
+export {
+  createTranslator1,
+  createTranslator2,
   createShape,
   createSender,
-  createHooks,
-});
+  createReporter,
+  createHooks1,
+  createReached,
+  follow2,
+  readSettings,
+  readPast1,
+  readPast2,
+};

@@ -830,6 +830,7 @@ describe("GET /api/overview", () => {
         count,
         error_count,
       })),
+      old_plugin: null,
     });
   });
 });

@@ -237,6 +237,24 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     Bun.WebView.closeAll();
   });
 
+  test("an OpenCode whose plugin is older than the server is told of", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, { type: "session_start", session_id: "s1", data: { title: "Hello" } });
+    using page = await openPage(fresh);
+    await waitFor(async () => (await page.text("#stat-sessions")) === "1", "the figures");
+    expect(await page.text("#old-plugin")).toBeNull();
+    await fetch(`${fresh.url}/api/senders`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ sender: "p", name: "opencode", version: "2.0.0" }),
+    });
+    await post(fresh, { type: "session_start", session_id: "s2", data: {} });
+    await waitFor(
+      async () => (await page.text("#old-plugin"))?.includes("2.0.0 is older") ?? false,
+      "the notice",
+    );
+  });
+
   test("the first event turns the empty state into the live view within a second", async () => {
     await using fresh = await startTestServer();
     using page = await openPage(fresh, { width: 380 });

@@ -1,7 +1,7 @@
 /** Events to test and measure with. The same seed gives the same events on every machine. */
 
 import { readFileSync } from "node:fs";
-import type { OpenCodeEvent } from "../plugin/observability.ts";
+import type { OpenCode2Event, OpenCodeEvent } from "../plugin/observability.ts";
 
 export interface PostedEvent {
   id?: string;
@@ -24,6 +24,16 @@ export function openCodeHooks(): { at: number; hook: string; input: Record<strin
 /** What the event hook of OpenCode 1.18.33 got in a run of everything, as far as it is read. */
 export function openCodeEvents(): { at: number; event: OpenCodeEvent }[] {
   return readNdjson("opencode-1.18.ndjson");
+}
+
+/**
+ * What `event.subscribe` of OpenCode 2 gave in a run of the same, as far as it is read: that of July
+ * 2026 is a real run, the derived one is that run with the release's names and fields.
+ */
+export function openCode2Events(
+  name: "2026-07" | "derived",
+): { at: number; event: OpenCode2Event }[] {
+  return readNdjson(`opencode-2-${name}.ndjson`);
 }
 
 function readNdjson<T>(name: string): T[] {

@@ -693,6 +693,7 @@ export interface OverviewAnswer {
   running_agents: number;
   errors_last_hour: number;
   activity: ActivityAnswer[];
+  old_plugin: null;
 }
 
 export function overview(known: Answers): OverviewAnswer {
@@ -709,6 +710,7 @@ export function overview(known: Answers): OverviewAnswer {
     ).length,
     errors_last_hour: minutes.reduce((count, row) => count + row.error_count, 0),
     activity: minutes,
+    old_plugin: null,
   };
 }
 

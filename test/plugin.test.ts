@@ -1,13 +1,22 @@
 import { describe, expect, test } from "bun:test";
-import {
-  ObservabilityPlugin,
+import plugin, {
+  createHooks1,
+  createReporter,
+  createSender,
+  createShape,
+  createTranslator1,
   type OpenCodeEvent,
   type TelemetryEvent,
 } from "../plugin/observability.ts";
 import { openCodeEvents } from "./fixtures.ts";
 import { getJson, startTestServer, waitFor } from "./helpers.ts";
 
-const { createTranslator, createShape, createSender, createHooks } = ObservabilityPlugin;
+/** The hooks of OpenCode 1.18, as its only instance has them. */
+function createHooks(options: Parameters<typeof createReporter>[1], directory?: string) {
+  const reporter = createReporter(createTranslator1(), options);
+  if (directory !== undefined) reporter.join(directory, () => {});
+  return { ...createHooks1(reporter), dispose: () => reporter.close(400) };
+}
 
 /**
  * What the event hook got of OpenCode 1.18.33 in a real run: agents in agents, a retry, permissions,
@@ -19,7 +28,7 @@ const FAILING = "ses_df1ad1cddffeqnBA4JkhHdmcAG";
 const NESTING = "ses_df1ad8727ffeVrrp0yHnVZDCeH";
 
 function translateAll(lines: { at: number; event: OpenCodeEvent }[]): TelemetryEvent[] {
-  const { translate } = createTranslator();
+  const { translate } = createTranslator1();
   return lines.flatMap(({ at, event }) => translate(event, at));
 }
 
@@ -391,11 +400,11 @@ describe("translator: sessions and agents", () => {
     const updated: OpenCodeEvent = {
       id: "evt_1",
       type: "session.updated",
-      properties: { info: { ...SESSION, cost: 0.5, tokens } },
+      properties: { info: { ...SESSION, cost: 0.75, tokens } },
     };
-    const events = translated(created, copied, call, updated);
+    const events = translated(created, copied, call, copied, updated);
     expect(said(events, "tool_use", "model_response")).toEqual([]);
-    expect(events.at(-1)?.data.cost).toBe(0);
+    expect(events.at(-1)?.data.cost).toBe(0.25);
   });
 
   test("the person's own command asks no model", () => {
@@ -450,7 +459,7 @@ describe("translator: sessions and agents", () => {
       properties: { sessionID: "ses_2", requestID: "per_1", reply: "once" },
     };
     const task = { metadata: { sessionId: "ses_2" }, time: { start: 5_000, end: 6_000 } };
-    const { translate } = createTranslator();
+    const { translate } = createTranslator1();
     translate(toolPart("task", { status: "running", ...task }), 5_000);
     translate(asks, 5_100);
     translate(replies, 5_400);
@@ -490,7 +499,7 @@ describe("translator: sessions and agents", () => {
   });
 
   test("a model's limit is learned from the hook before it is asked", () => {
-    const { learn, translate } = createTranslator();
+    const { learn, translate } = createTranslator1();
     learn({ id: "large", providerID: "some", limit: { context: 200_000 } });
     expect(translate(step({ finish: "stop" }), 5_000)[0]?.data.context_limit).toBe(200_000);
   });
@@ -936,9 +945,12 @@ describe("sender", () => {
 });
 
 describe("plugin", () => {
-  test("its file exports one function: OpenCode would call each", async () => {
-    const exported = Object.values(await import("../plugin/observability.ts"));
-    expect(exported.map((value) => typeof value)).toEqual(["function"]);
+  test("its file exports what both generations take: an id, a server, a setup", () => {
+    expect(plugin).toEqual({
+      id: "pai-observability",
+      server: expect.any(Function),
+      setup: expect.any(Function),
+    });
   });
 
   test("no hook takes 1 ms, although the server hangs", async () => {
@@ -988,11 +1000,32 @@ describe("plugin", () => {
     expect(receiver.ids()).toEqual(["ses_1:session_start"]);
   });
 
+  test("a refused token is told once, in OpenCode's own log", async () => {
+    await using receiver = startReceiver(() => 401);
+    const told: unknown[] = [];
+    const app = { log: async (entry: object) => told.push(entry) };
+    const session = { list: async () => ({ data: [] }), messages: async () => ({ data: [] }) };
+    const options = { server: receiver.url, token: "wrong", backfill: 0 };
+    const hooks = await plugin.server({ directory: "/project", client: { app, session } }, options);
+    await hooks.event({ event: created });
+    await waitFor(() => receiver.posts.length >= 2, "a second try");
+    await hooks.dispose();
+    expect(told).toEqual([
+      {
+        body: {
+          service: "pai-observability",
+          level: "warn",
+          message: `${receiver.url} refuses the token (401): set OBSERVABILITY_TOKEN`,
+        },
+      },
+    ]);
+  });
+
   /** A process that loads the plugin as OpenCode does, and ends when its standard input does. */
   function runPlugin(env: Record<string, string>) {
     const script = `
-      const { ObservabilityPlugin } = await import("./plugin/observability.ts");
-      const hooks = await ObservabilityPlugin({});
+      const { default: plugin } = await import("./plugin/observability.ts");
+      const hooks = await plugin.server({});
       await hooks.event({ event: ${JSON.stringify(created)} });
       for await (const _ of Bun.stdin.stream()) {}`;
     return Bun.spawn([process.execPath, "-e", script], {
@@ -1132,8 +1165,7 @@ describe("presence", () => {
         },
       },
     });
-    const directories = new Set(["/project"]);
-    const hooks = createHooks({ server: server.url.href, sender: "own", directories });
+    const hooks = createHooks({ server: server.url.href, sender: "own" }, "/project");
     await hooks.event({ event: busy("evt_1") });
     const ends = () => stored.filter(({ data }) => data.reason === "interrupted");
     await waitFor(() => ends().length === 2, "two ends");

@@ -1,6 +1,7 @@
 /** Who posts, and until when it is taken to live: a killed process doesn't seem to run on. */
 
 import { expect, test } from "bun:test";
+import { PLUGIN_VERSION, createSender } from "../plugin/observability.ts";
 import type { Session, Span } from "../server.ts";
 import {
   getJson,
@@ -32,6 +33,81 @@ async function postBodyStatus(server: TestServer, body: object): Promise<number>
   });
   return response.status;
 }
+
+/** What a server has logged at info and above. */
+function startLog() {
+  const lines: string[] = [];
+  const add = (line: string) => void lines.push(line);
+  return { lines, log: { debug() {}, info: add, warn: add, error: add } };
+}
+
+test("each version of a sender is logged once, whatever the number of its processes", async () => {
+  const { lines, log } = startLog();
+  await using server = await startTestServer({ log });
+  for (const sender of ["p1", "p1", "p2", "p1"])
+    await hear(server, { sender, name: "opencode", version: "1.0.0" });
+  await hear(server, { name: "opencode", version: "1.0.1" });
+  expect(lines).toEqual(["sender: opencode 1.0.0", "sender: opencode 1.0.1"]);
+});
+
+test("a plugin that lives and is older than the server's is told of, until it is gone", async () => {
+  await using server = await startTestServer();
+  const old = async () =>
+    (await getJson<{ old_plugin: string | null }>(server, "/api/overview")).old_plugin;
+  await hear(server, { name: "opencode", version: PLUGIN_VERSION });
+  await hear(server, { sender: "p2", name: "another", version: "0.0.1" });
+  await hear(server, { sender: "p3", name: "opencode", version: "no version" });
+  expect(await old()).toBeNull();
+  await hear(server, { sender: "p4", name: "opencode", version: "2.0.0" });
+  expect(await old()).toBe("2.0.0");
+  await hear(server, { sender: "p4", bye: true });
+  expect(await old()).toBeNull();
+});
+
+test("a refused token is one line of the log for each program, and not one for each request", async () => {
+  const { lines, log } = startLog();
+  await using server = await startTestServer({ log, config: { authToken: "t".repeat(32) } });
+  const hooks = createSender({ server: server.url, token: "wrong" });
+  const refused: string[] = [];
+  const told = createSender({
+    ...{ server: server.url, token: "wrong" },
+    onRefused: () => refused.push("told"),
+  });
+  const event = {
+    id: "e",
+    type: "turn_start",
+    session_id: "s",
+    timestamp: START,
+    data: {},
+  } as const;
+  for (const sender of [hooks, told]) sender.send([event]);
+  await waitFor(() => refused.length > 0 && lines.length > 0, "the refusal");
+  await told.close(600);
+  await hooks.close(600);
+  expect(refused).toEqual(["told"]);
+  expect(lines).toEqual([
+    `401: pai-observability/${PLUGIN_VERSION} sends no token, or a wrong one`,
+  ]);
+});
+
+test.each([
+  ["http", {}],
+  ["https", { "x-forwarded-proto": "https" }],
+])(
+  "GET /plugin/observability.ts → posts to the %s address that it came from",
+  async (scheme, headers) => {
+    await using server = await startTestServer();
+    const host = `localhost:${server.port}`;
+    const answer = await fetch(`${server.url}/plugin/observability.ts`, {
+      headers: { host, ...headers },
+    });
+    const lines = (await answer.text()).split("\n");
+    expect(lines[0]).toContain(`PLUGIN_VERSION = "${PLUGIN_VERSION}"`);
+    expect(lines[1]).toStartWith(`const DEFAULT_SERVER = "${scheme}://${host}";`);
+    const own = await Bun.file(new URL("../plugin/observability.ts", import.meta.url)).text();
+    expect(lines.slice(2)).toEqual(own.split("\n").slice(2));
+  },
+);
 
 /** A session of the sender p1 with a call that runs. */
 async function post(server: TestServer): Promise<void> {

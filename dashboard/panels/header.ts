@@ -26,6 +26,7 @@ export function createHeader({ togglePause }: { togglePause: () => void }) {
   const rate = byId("stat-rate", HTMLSpanElement);
   const errors = byId("stat-errors", HTMLDivElement);
   const errorsLink = byId("stat-errors-link", HTMLAnchorElement);
+  const oldPlugin = byId("old-plugin", HTMLParagraphElement);
   let pulse: Pulse = [];
   const picture = createPicture("pulse", (to, width, height) => {
     to.context.clearRect(0, 0, width, height);
@@ -72,6 +73,8 @@ export function createHeader({ togglePause }: { togglePause: () => void }) {
       showWaiting(rows, now);
       setText(errorsLink, formatCount(overview.errors_last_hour));
       setAttribute(errors, "data-errors", String(Math.min(overview.errors_last_hour, 1)));
+      oldPlugin.hidden = overview.old_plugin === null;
+      setText(oldPlugin, `OpenCode’s plugin ${overview.old_plugin} is older than this server`);
       pulse = pulseOf(overview, now);
       picture.redraw();
       setText(rate, formatCount(perMinute(pulse, now)));
