@@ -1429,8 +1429,9 @@ function createReader(sql: Sql, senders: Senders) {
   type SpanFilter = Filter & { isOpen: boolean }; // what runs now alone
   /** The newest first. Of a session all events are passed over, so that a page is bounded also where few are spans. */
   function listSpans({ sessionId, before, isOpen }: SpanFilter, limit: number, now: number) {
-    const running = `spans WHERE id IN (SELECT spans.id FROM sessions JOIN spans ON ${runs}
-       WHERE is_over = 0 AND IFNULL($sessionId, session_id) = session_id)`;
+    // By the index of what is open, which is little: most sessions have none.
+    const running = `spans WHERE id IN (SELECT spans.id FROM spans CROSS JOIN sessions ON ${runs}
+       WHERE is_over = 0 ${sessionId === null ? "" : "AND session_id = $sessionId"})`;
     const ofOne = "events WHERE session_id = $sessionId";
     const source = isOpen ? running : sessionId === null ? "spans WHERE TRUE" : ofOne;
     const select = sql<{ before: number }>(`
