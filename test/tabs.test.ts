@@ -1,0 +1,200 @@
+/** The tabs of a browser, which share one stream: in a real Chromium, against the real server. */
+
+import { afterAll, describe, expect, test } from "bun:test";
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import { type Page, call, openPage, post, setHidden, subscribers } from "./dashboard.ts";
+import { hasChromium, startTestServer, waitFor } from "./helpers.ts";
+
+describe.skipIf(!hasChromium)("tabs", () => {
+  afterAll(() => Bun.WebView.closeAll());
+
+  // Each of these is the only one with its server: tabs of one address share a stream.
+
+  const names = async (page: Page) => (await page.texts(".feed-name")).toReversed().join();
+  const numbers = (count: number) => Array.from({ length: count }, (_, index) => index).join();
+  const isLive = async (page: Page) => (await page.text("#connection-text")) === "Live";
+
+  test.concurrent(
+    "eight tabs share one stream; the next takes it over, and none misses an event",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      const pages: Page[] = [];
+      for (let tab = 0; tab < 8; tab++) pages.push(await openPage(fresh, { width: 800 }));
+      const all = (condition: (page: Page) => Promise<boolean>, what: string) =>
+        Promise.all(
+          pages.map((page, tab) => waitFor(() => condition(page), `${what} in tab ${tab}`, 15_000)),
+        );
+      await all(isLive, "the stream");
+      await post(fresh, call("1"));
+      await all(async (page) => (await names(page)) === "0,1", "the new event");
+      expect(await subscribers(fresh)).toBe(1);
+      const answers = await Promise.all(
+        pages.map((page) => page.run<number>(`fetch("/health").then(({ status }) => status)`)),
+      );
+      expect(answers).toEqual(pages.map(() => 200));
+
+      // While events come, the one that has the stream is closed, hidden, paused.
+      let count = 2;
+      const during = async (what: string, act: () => unknown) => {
+        const acted = act();
+        for (const end = count + 8; count < end; count++) await post(fresh, call(String(count)));
+        await acted;
+        await all(async (page) => (await names(page)) === numbers(count), what);
+      };
+      const last = pages.pop();
+      if (last === undefined) throw new Error("eight tabs");
+      await during("what came while one that followed was hidden", () => setHidden(last, true));
+      pages.push(last);
+      await during("what came when it was shown, and took over", () => setHidden(last, false));
+      pages.pop();
+      await during("what came when it was closed", () => last[Symbol.dispose]());
+      const [hidden, paused] = pages.splice(1, 2);
+      if (hidden === undefined || paused === undefined) throw new Error("two more tabs");
+      await during("what came when the next was hidden", () => setHidden(hidden, true));
+      await during("what came when the one after that was paused", () =>
+        paused.click("#connection"),
+      );
+      pages.push(hidden, paused);
+      await during("what came when both were back", async () => {
+        await setHidden(hidden, false);
+        await paused.click("#connection");
+      });
+      await all(async (page) => (await page.text(".session-meta")) === `${count} tools`, "counts");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+      for (const page of pages) {
+        expect(page.problems).toEqual([]);
+        page[Symbol.dispose]();
+      }
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "a tab that hangs with the stream loses it to another",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      using first = await openPage(fresh);
+      await waitFor(() => isLive(first), "the first to be live");
+      using second = await openPage(fresh);
+      await waitFor(() => isLive(second), "the second to be live");
+      const hung = first.run(
+        `(() => { const end = Date.now() + 6_000; while (Date.now() < end); })()`,
+      );
+      await post(fresh, call("1"));
+      await waitFor(async () => (await names(second)) === "0,1", "the event", 5_900);
+      await hung;
+      // What a tab says that doesn't know yet that it no longer leads.
+      const late = { ...call("late"), id: 9e15, timestamp: new Date().toISOString(), tool: "late" };
+      const frames = [{ type: "tool_use", id: 1, data: JSON.stringify(late) }];
+      const said = { term: 1, connection: { state: "live" }, from: 0, frames };
+      await first.run(`new BroadcastChannel("event-stream").postMessage(${JSON.stringify(said)})`);
+      await post(fresh, call("2"));
+      for (const page of [first, second])
+        await waitFor(async () => (await names(page)) === "0,1,2", "both to go on");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "a tab that has missed something goes on from its own last event",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      const leader = await openPage(fresh);
+      await waitFor(() => isLive(leader), "the leader to be live");
+      using next = await openPage(fresh);
+      await waitFor(() => isLive(next), "the next to be live");
+      using deaf = await openPage(fresh, {
+        before: `BroadcastChannel.prototype.addEventListener = function (type, heard) {
+        EventTarget.prototype.addEventListener.call(this, type, (event) => window.isDeaf || heard(event));
+      }`,
+      });
+      await waitFor(() => isLive(deaf), "the last to be live");
+      await deaf.run("window.isDeaf = true");
+      for (const tool of ["1", "2", "3"]) {
+        await post(fresh, call(tool));
+        await waitFor(async () => (await names(next)).endsWith(tool), "each by itself");
+      }
+      await deaf.run("window.isDeaf = false");
+      leader[Symbol.dispose]();
+      await waitFor(async () => (await names(deaf)) === "0,1,2,3", "what it has missed");
+      await post(fresh, call("4"));
+      for (const page of [next, deaf])
+        await waitFor(async () => (await names(page)) === "0,1,2,3,4", "both to go on");
+      expect(await subscribers(fresh)).toBe(1);
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "what comes while a tab loads is there once it has loaded",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      using first = await openPage(fresh);
+      await waitFor(() => isLive(first), "the first to be live");
+      // Between the first answer, which says up to where the others go, and what it does with it.
+      const before = `{
+      const ask = fetch;
+      let isPosted = false;
+      window.fetch = async (...asked) => {
+        const answer = await ask(...asked);
+        if (isPosted) return answer;
+        isPosted = true;
+        const heard = new Promise((resolve) =>
+          new BroadcastChannel("event-stream").addEventListener("message", ({ data }) =>
+            JSON.stringify(data?.frames ?? "").includes("tool_use") && resolve()));
+        const headers = { "Content-Type": "application/json" };
+        const body = ${JSON.stringify(JSON.stringify(call("1")))};
+        await ask("/api/events", { method: "POST", headers, body });
+        await heard;
+        return answer;
+      };
+    }`;
+      using second = await openPage(fresh, { before });
+      await waitFor(async () => (await names(second)) === "0,1", "the event");
+      await waitFor(async () => (await second.text(".session-meta")) === "2 tools", "the count");
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "tabs without locks have a stream each",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("0"));
+      const noLocks = "delete Navigator.prototype.locks"; // as on http:// and a name that is not loopback
+      using first = await openPage(fresh, { before: noLocks });
+      using second = await openPage(fresh, { before: noLocks });
+      await waitFor(async () => (await subscribers(fresh)) === 2, "two streams");
+      await post(fresh, call("1"));
+      for (const page of [first, second])
+        await waitFor(async () => (await names(page)) === "0,1", "the event");
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "another database: every tab loads it anew",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("old"));
+      using first = await openPage(fresh);
+      using second = await openPage(fresh);
+      await waitFor(() => isLive(second), "both to be live");
+      await fresh.stop();
+      for (const suffix of ["", "-wal", "-shm"])
+        rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
+      await fresh.restart();
+      await post(fresh, call("new"));
+      for (const page of [first, second])
+        await waitFor(async () => (await names(page)) === "new", "the new one only");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+    },
+    60_000,
+  );
+});
