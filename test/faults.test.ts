@@ -9,6 +9,7 @@ import {
   closeSync,
   constants,
   openSync,
+  readdirSync,
   readFileSync,
   readSync,
   rmSync,
@@ -30,10 +31,12 @@ import {
   type ServerProcess,
   spawnServer,
   startWriters,
+  statusOf,
   tempDir,
   waitFor,
 } from "./helpers.ts";
 
+const SERVER = join(import.meta.dir, "..", "server.ts");
 const MB = 1024 * 1024;
 const HOUR_MS = 3_600_000;
 
@@ -620,6 +623,56 @@ test.skipIf(process.platform === "win32")(
     expect(told + leftOut.reduce((sum, [, count]) => sum + Number(count), 0)).toBe(400);
     closeSync(log);
   },
+);
+
+test.skipIf(!isLinux)(
+  "out of descriptors: the page is a 503, what needs none is answered, and all is as before once there are some",
+  async () => {
+    await using server = await spawnServer({
+      dataDir: tempDir(),
+      command: ["sh", "-c", 'ulimit -n 64; exec "$0" "$1"', process.execPath, SERVER],
+    });
+    const descriptors = () => readdirSync(`/proc/${server.pid}/fd`).length;
+    const request = (path: string) => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n`;
+    const open = async (text: string) => {
+      const answers: string[] = [];
+      const data = (_: unknown, bytes: Buffer) => void answers.push(bytes.toString());
+      const socket = await Bun.connect({
+        hostname: "127.0.0.1",
+        port: server.port,
+        socket: { data },
+      });
+      socket.write(text);
+      /** The answer to `path` on this connection. */
+      const ask = async (path: string) => {
+        const before = answers.length;
+        socket.write(`${request(path)}\r\n`);
+        // What is left of a long answer before it may come first.
+        const status = () => statusOf(answers.slice(before).join(""));
+        await waitFor(() => status() > 0, path);
+        return status();
+      };
+      return { ask, end: () => socket.end() };
+    };
+    const kept = await open("");
+    expect(await kept.ask("/health")).toBe(200);
+    // Half a request each: a connection that has sent nothing takes none yet.
+    const halves = [];
+    while (descriptors() < 64) {
+      const before = descriptors();
+      halves.push(await open(request("/health")));
+      await waitFor(() => descriptors() > before, "a descriptor that is taken");
+    }
+    expect(await kept.ask("/")).toBe(503);
+    expect(await kept.ask("/plugin/observability.ts")).toBe(200);
+    expect(await kept.ask("/api/sessions")).toBe(200);
+    for (const { end } of halves) end();
+    await waitFor(() => descriptors() < 60, "descriptors that are free again");
+    expect(await kept.ask("/")).toBe(200);
+    kept.end();
+    expect((await server.end("SIGTERM")).exitCode).toBe(0);
+  },
+  15_000,
 );
 
 describe("garbage", () => {

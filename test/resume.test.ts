@@ -283,7 +283,8 @@ describe("a client that doesn't read", () => {
     );
     clearInterval(sampler);
     report(`ten stalled streams, ${COUNT} events: RSS +${((peak - before) / MB).toFixed(1)} MB`);
-    expect((peak - before) / MB).toBeLessThan(40);
+    // Ten that were kept whole would be 200.
+    expect((peak - before) / MB).toBeLessThan(isSoak ? 40 : 80);
     for (const { ids } of readers) expect(ids.slice(WARM_UP)).toEqual(wanted);
 
     expect(Math.max(...stalled.map(({ ids }) => ids.length))).toBe(0);
