@@ -1047,9 +1047,9 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
 
 // -- Senders: who posts, and until when each is taken to live. In memory alone
 
-const SENDER_INTERVAL_MS = 10 * SECOND_MS; // of a sender that hasn't said its own
 const PLUGIN = String(pluginText); // as it is handed out, also by an executable, which has no files
 const PLUGIN_VERSION = /^export const PLUGIN_VERSION = "(.*)"/.exec(PLUGIN)?.[1] ?? "";
+const SENDER_INTERVAL_MS = 10 * SECOND_MS; // of a sender that hasn't said its own
 const MISSED_INTERVALS = 3; // of silence, after which a sender is lost
 const MAX_SENDERS = 10_000;
 const UNSAID = { every_ms: null, name: null, version: null };
@@ -1126,6 +1126,8 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
      ON CONFLICT (client_id, session_id) WHERE client_id IS NOT NULL DO NOTHING`);
   const selectKnown = sql<Id>(`
     SELECT id FROM events WHERE client_id = $client_id AND session_id = $session_id`);
+  const selectLatest = sql<{ last_event_at: number }>(`
+    SELECT last_event_at FROM sessions WHERE id = $session_id`);
   const selectExported = sql<Id>(`
     SELECT id FROM events WHERE id = $client_id AND session_id = $session_id`);
   const tellOpen = sql(`UPDATE spans SET changed_id = $head WHERE id IN (
@@ -1174,8 +1176,8 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
   function insert(event: TelemetryEvent, added: LoggedEvent[], now: number): number {
     if (event.type === "session_end") {
       // While its clock ran ahead, a machine told times that are yet to come: an end is after them.
-      const { last_activity_at } = sessions.open(event.session_id);
-      if (last_activity_at > now) event.timestamp = last_activity_at;
+      const { last_event_at = 0 } = selectLatest.get({ session_id: event.session_id }) ?? {};
+      if (last_event_at > now) event.timestamp = last_event_at;
     }
     const { facts: _, fields: __, implied, ...row } = event;
     // A line of the export, posted back to where it came from.
