@@ -26,8 +26,8 @@ import {
 import { longestWait } from "./waits.ts";
 
 const MB = 1024 * 1024;
-/** The contract's 50 ms; on a machine that runs other tests beside, some more. */
-const WAIT_LIMIT_MS = isSoak ? 50 : 75;
+/** The contract's 50 ms, held to by the soak; beside other tests what used to take seconds must not come back. */
+const WAIT_LIMIT_MS = isSoak ? 50 : 200;
 const MEMORY_LIMIT_MB = 150;
 const MAX_BATCH_EVENTS = 5_000;
 
