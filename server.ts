@@ -200,6 +200,7 @@ const NUMBER = field("a number", Number.isFinite);
 const OBJECT = field("an object", isRecord);
 const LIST = field("an array", Array.isArray);
 const DURATION = amount("a number", 0, MAX_DURATION_MS);
+const TOKENS = amount("a number of tokens", 0, 1e15); // likewise; a number that is none counts as not known
 const COST = amount("a number of US dollars", 0, 1e6); // so that sums of `nanodollars` stay exact
 const TIME = field(
   "ISO 8601 with an offset (2026-01-01T12:00:00Z), or epoch seconds or milliseconds, after 1970",
@@ -234,6 +235,7 @@ const AGENT_CALL = { ...ENDED, call_id: NAME, child_session_id: NAME };
 const MODEL_CALL = { call_id: NEEDED_NAME, model: NAME, provider: TEXT, agent: TEXT };
 const MODEL_USAGE = { first_token_ms: DURATION, tokens: either(NUMBER, OBJECT), cost: COST };
 const MODEL_RESULT = { ...ENDED, ...MODEL_USAGE, finish_reason: TEXT, context_limit: NUMBER };
+const RETRY_FIELDS = { attempt: NUMBER, message: TEXT, retry_at: TIME };
 const INPUT = { request_id: NEEDED_NAME, kind: TEXT };
 
 interface Declaration {
@@ -259,7 +261,7 @@ export const EVENT_TYPES = {
   model_response: { kind: "model", side: "end", fields: { ...MODEL_CALL, ...MODEL_RESULT } },
   input_requested: { kind: "wait", side: "start", fields: { ...INPUT, call_id: NAME } },
   input_resolved: { kind: "wait", side: "end", fields: { ...INPUT, ...ANSWER } },
-  retry: { fields: { attempt: NUMBER, message: TEXT, retry_at: TIME } },
+  retry: { fields: RETRY_FIELDS },
   ...{ tool_blocked: {}, security_block: {}, security_warn: {}, voice_sent: {} },
   ...{ message_user: {}, message_assistant: {}, rating_explicit: {}, rating_implicit: {} },
   ...{ learning_captured: {}, isc_validated: {}, context_loaded: {} },
@@ -481,10 +483,10 @@ function spanText(value: unknown): string | null {
   return text.slice(0, MAX_SPAN_TEXT_CHARS).toWellFormed();
 }
 
-/** A number of tokens: itself, an object's `total`, or the sum of all numbers in it. */
+/** A number of tokens: itself, an object's `total`, or the sum of all numbers in it that can be one. */
 function tokenCount(value: unknown): number | null {
-  if (!isRecord(value)) return whole(value);
-  if (typeof value.total === "number") return whole(value.total);
+  if (!isRecord(value)) return TOKENS.accepts(value) ? whole(value) : null;
+  if (TOKENS.accepts(value.total)) return whole(value.total);
   const parts = Object.values(value).flatMap((part) => tokenCount(part) ?? []);
   return parts.length === 0 ? null : parts.reduce((sum, part) => sum + part);
 }
@@ -875,8 +877,14 @@ function createSessions(sql: Sql, usage: Usage) {
         fold.last_activity_at = Math.max(fold.last_activity_at, at);
       if (type === "session_end" || type === "turn_start") cut(fold, event);
       if (kind === "model") fold.last_model_at = Math.max(fold.last_model_at, at);
-      const isNewer = at > fold.retry.at || (at === fold.retry.at && event.data > fold.retry.data);
-      if (type === "retry" && isNewer) fold.retry = { at, data: event.data };
+      if (type === "retry") {
+        const isShort = event.data.length <= MAX_FACT_CHARS;
+        const data = isShort
+          ? event.data
+          : JSON.stringify(shortFields(Object.keys(RETRY_FIELDS), (name) => event.fields[name]));
+        const isNewer = at > fold.retry.at || (at === fold.retry.at && data > fold.retry.data);
+        if (isNewer) fold.retry = { at, data };
+      }
       for (const name in facts) {
         const [since, known] = fold.facts[name] ?? [-1, null];
         // At the same time the greater text, so that the order of arrival doesn't matter.
@@ -989,7 +997,8 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
   /** Moves what a span counts for from what it was to what it is. */
   function count({ old, row }: TouchedSpan, head: number): void {
     const errs = row.key !== null && (hasErred(old) || hasErred(row));
-    // One cause, one error: an agent's is that of its call, too, which may be long stored, and is counted again.
+    // One cause, one error: an agent's is that of its call, too. What `find` loads here is among the touched
+    // from then on, so `flush` comes to it, and counts it again.
     if (errs && row.kind === "agent") find({ ...row, kind: "tool" });
     const agent = errs && row.kind === "tool" ? find({ ...row, kind: "agent" }) : null;
     const before = old && contribution(old, hasErred(agent?.old ?? null));
@@ -1313,11 +1322,11 @@ function createReader(sql: Sql, senders: Senders) {
        WHERE generation < ${MAX_GENERATIONS}) SELECT id FROM family`;
   const selectTotals = sql<Pick<SessionFold, "tokens" | "cost">>(`
     SELECT SUM(tokens + 0.0) AS tokens, ROUND(SUM(cost), 9) AS cost FROM sessions WHERE id IN (${family})`);
-  // `cut_at`: the first end of its session since an open one began. The plus: else SQLite plans it anew for each id.
+  // `cut_at`: the first end of its session since an open one began. The plus of +$id: else SQLite plans it anew for each.
   const selectSpan = sql<SpanRow & Sent & { cut_at: number | null }>(`
     SELECT spans.*, sender, last_event_at, IIF(ended_at IS NULL, (
       SELECT timestamp FROM events WHERE session_id = sessions.id AND id > deleted_to
-        AND (type = 'session_end' OR type = 'turn_start') AND type = 'session_end'
+        AND (type = 'session_end' OR type = 'turn_start') AND type = 'session_end' -- the first as events_cuts has it
         AND timestamp >= started_at ORDER BY timestamp LIMIT 1), NULL) AS cut_at
     FROM spans JOIN sessions ON sessions.id = session_id WHERE spans.id = +$id AND spans.id > deleted_to`);
   const eventColumns = `id, type, session_id, timestamp, duration_ms, data, IIF(type = 'session_end',
@@ -2486,7 +2495,7 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const { events, bytes: database_bytes } = store.size();
       const uptime = (performance.now() - startedAt) / SECOND_MS;
       const failure = ingest.failure();
-      const reason = failure === null ? undefined : asHttpError(failure, log).message;
+      const reason = failure === null ? undefined : messageOf(failure);
       return json({
         status: reason === undefined ? "ok" : "degraded",
         reason,
