@@ -26,6 +26,7 @@ import { timingSafeEqual } from "node:crypto";
 import { chmodSync, closeSync, type Dirent, mkdirSync, openSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import dashboard from "./dashboard/index.html";
+import { startFollowers } from "./follow/start.ts";
 import { version } from "./package.json";
 import pluginText from "./plugin/observability.ts" with { type: "text" };
 
@@ -54,6 +55,8 @@ const HOST = /^([\w.-]+|\[?[0-9a-f:.]+\]?)$/i;
 const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i; // group 1: name, or [v6]
 const LEVEL = new RegExp(`^(${LOG_LEVELS.join("|")})$`, "i");
 const TOKEN = /^[\x21-\x7e]{32,}$/;
+const HTTP_URL = /^https?:\/\/[^\s/]+\S*$/;
+const TOPIC_URL = /^https?:\/\/[^\s/]+\/\S*[^\s/]\/*$/;
 const ORIGIN: Format = { test: (text) => URL.parse(text)?.origin === text };
 const items = (list: string) => list.split(",").flatMap((item) => item.trim() || []);
 const list = (item: Format): Format => ({
@@ -73,7 +76,7 @@ export function loadConfig(env: Record<string, string | undefined>) {
   function read(name: string, absent: string, format: Format, expected: string): string {
     const text = env[name]?.trim() || absent;
     if (text === absent || format.test(text)) return text;
-    const shown = name === "AUTH_TOKEN" ? "(not shown)" : JSON.stringify(text);
+    const shown = /TOKEN|HEADERS/.test(name) ? "(not shown)" : JSON.stringify(text);
     problems.push(`${name}=${shown}: expected ${expected}`);
     return absent;
   }
@@ -92,6 +95,12 @@ export function loadConfig(env: Record<string, string | undefined>) {
     maxSubscribers: Number(
       read("MAX_SUBSCRIBERS", "256", wholeNumber(1, 1e5), "a whole number from 1 to 100000"),
     ),
+    followers: {
+      OTEL_EXPORTER_OTLP_ENDPOINT: read("OTEL_EXPORTER_OTLP_ENDPOINT", "", HTTP_URL, "a URL"),
+      OTEL_EXPORTER_OTLP_HEADERS: read("OTEL_EXPORTER_OTLP_HEADERS", "", /=/, "name=value, …"),
+      NOTIFY_URL: read("NOTIFY_URL", "", TOPIC_URL, "a URL of ntfy, with a topic"),
+      NOTIFY_AFTER: read("NOTIFY_AFTER", "20", wholeNumber(0, 1e6), "a whole number of seconds"),
+    },
   };
   if (!isLoopback(config.host) && !env.AUTH_TOKEN?.trim())
     problems.push(
@@ -1970,6 +1979,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     cursor = (isDone ? null : events.at(-1)?.id) ?? until;
     for (const event of events) text += encodeFrame(event);
     if (hasRows) tellRows(store.changedRows(rows, cursor, now()));
+    if (hasRows && text !== "") text += `id: ${cursor}\n\n`; // no event: says that all up to it was told
     const next = cursor === latest.cursor ? latest : { ...latest, cursor, rows: cursor };
     return { chunk: encoder.encode(text), place: next };
   }
@@ -2702,6 +2712,12 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
     setInterval(() => hub.publish(now()), SWEEP_INTERVAL_MS),
   ];
 
+  const shown = host.includes(":") ? `[${host}]` : host;
+  const url = `http://${shown}:${servers[0]?.port}`;
+  const env = { ...config.followers, AUTH_TOKEN: config.authToken ?? "", DATA_DIR: config.dataDir };
+  const programs = new URL("./follow/", import.meta.url);
+  const stopFollowers = startFollowers({ server: url, programs, env, log: log.error });
+
   async function stop(): Promise<void> {
     timers.forEach(clearInterval);
     const finished = Promise.all(servers.map((server) => server.stop()));
@@ -2709,14 +2725,14 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
     hub.close();
     await Promise.race([finished, Bun.sleep(STOP_LIMIT_MS)]);
     await Promise.all(servers.map((server) => server.stop(true)));
+    await stopFollowers();
     ingest.flush();
     store.stopPruning();
     await pruning;
     store.close();
   }
 
-  const shown = host.includes(":") ? `[${host}]` : host;
-  return { url: `http://${shown}:${servers[0]?.port}`, stop };
+  return { url, stop };
 }
 
 if (import.meta.main) {

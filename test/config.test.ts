@@ -18,6 +18,12 @@ const DEFAULTS: Config = {
   allowedHosts: [],
   allowedOrigins: [],
   maxSubscribers: 256,
+  followers: {
+    OTEL_EXPORTER_OTLP_ENDPOINT: "",
+    OTEL_EXPORTER_OTLP_HEADERS: "",
+    NOTIFY_URL: "",
+    NOTIFY_AFTER: "20",
+  },
 };
 
 const VARIABLES = [
@@ -30,6 +36,10 @@ const VARIABLES = [
   "ALLOWED_HOSTS",
   "ALLOWED_ORIGINS",
   "MAX_SUBSCRIBERS",
+  "OTEL_EXPORTER_OTLP_ENDPOINT",
+  "OTEL_EXPORTER_OTLP_HEADERS",
+  "NOTIFY_URL",
+  "NOTIFY_AFTER",
 ];
 
 /** One line per problem of `env`. */
@@ -110,6 +120,9 @@ describe("loadConfig", () => {
     ["ALLOWED_ORIGINS", "*", "origins"],
     ["MAX_SUBSCRIBERS", "0", "whole number from 1"],
     ["MAX_SUBSCRIBERS", "many", "whole number from 1"],
+    ["OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "a URL"],
+    ["NOTIFY_URL", "https://ntfy.sh/", "with a topic"],
+    ["NOTIFY_AFTER", "soon", "number of seconds"],
   ])("%s=%j → one line with the name, the value and what is accepted", (name, value, accepted) => {
     // With a token, so that a HOST that can't be read is the only problem of it.
     const problems = problemsOf({ AUTH_TOKEN: TOKEN, [name]: value });

@@ -514,7 +514,14 @@ describe("stop", () => {
 
 test("bun run dev starts again when server.ts changes", async () => {
   const project = tempDir();
-  for (const name of ["server.ts", "package.json", "tsconfig.json", "dashboard", "plugin"])
+  for (const name of [
+    "server.ts",
+    "package.json",
+    "tsconfig.json",
+    "dashboard",
+    "plugin",
+    "follow",
+  ])
     cpSync(join(PROJECT, name), join(project, name), { recursive: true });
   const dataDir = join(project, "data");
   mkdirSync(dataDir);

@@ -103,7 +103,14 @@ describe("the page", () => {
 
   test("that can't be bundled → 503, a line in the log, and the next request tries again", async () => {
     const project = tempDir();
-    for (const name of ["server.ts", "package.json", "tsconfig.json", "dashboard", "plugin"])
+    for (const name of [
+      "server.ts",
+      "package.json",
+      "tsconfig.json",
+      "dashboard",
+      "plugin",
+      "follow",
+    ])
       cpSync(join(PROJECT, name), join(project, name), { recursive: true });
     const script = join(project, "dashboard", "main.ts");
     const whole = readFileSync(script, "utf8");

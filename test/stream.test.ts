@@ -130,7 +130,8 @@ describe("GET /api/events/stream", () => {
     const text = await chunks.next();
     jest.useRealTimers();
     expect(text).toStartWith("event: session\ndata: {");
-    expect(JSON.parse(text.split("data: ")[1] ?? "")).toMatchObject({ id: "s", status: "stale" });
+    const [, row = ""] = /^data: (.*)$/m.exec(text) ?? [];
+    expect(JSON.parse(row)).toMatchObject({ id: "s", status: "stale" });
   });
 
   test("a session_end → duration_seconds since the earliest event, though that arrived later", async () => {
