@@ -25,7 +25,8 @@ import { Database, SQLiteError } from "bun:sqlite";
 import { timingSafeEqual } from "node:crypto";
 import { chmodSync, closeSync, type Dirent, mkdirSync, openSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import dashboard from "./dashboard/index.html";
+import { bundleDashboard } from "./dashboard/bundle.ts";
+import loginPage from "./dashboard/login.html" with { type: "text" };
 import { startFollowers } from "./follow/start.ts";
 import { version } from "./package.json";
 import pluginText from "./plugin/observability.ts" with { type: "text" };
@@ -460,14 +461,7 @@ function invalid(name: string, expected: string, value?: unknown): HttpError {
 // in whatever order and however often they come. Pure: it knows no database, and counts nothing that
 // couldn't be taken back.
 
-const MODEL_SAYS = [
-  "provider",
-  "agent",
-  "first_token_ms",
-  "tokens",
-  "finish_reason",
-  "context_limit",
-];
+const MODEL_SAYS = "provider agent first_token_ms tokens finish_reason context_limit".split(" ");
 /** Which fields of its events a span shows; `text`: the first of them that is there. */
 const SPAN_FIELDS = {
   tool: { key: "call_id", name: "tool", text: ["args"], attributes: ["exit_code", "files"] },
@@ -2310,40 +2304,6 @@ const reply = (body: BodyInit | null, headers: Record<string, string>, status = 
 const json = (body: unknown, headers = {}, status = 200) =>
   reply(JSON.stringify(body), { "Content-Type": JSON_TYPE, ...headers }, status);
 
-/** What a browser gets without the token; `problem` is a text of ours. */
-const loginPage = (problem: string) => `<!doctype html>
-<html lang="en">
-<meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>PAI Observability</title>
-<h1>PAI Observability</h1>
-<form action="/">
-  <label>AUTH_TOKEN <input name="token" type="password" autocomplete="current-password" required autofocus></label>
-  <button>Open</button>
-  <p role="alert">${problem}</p>
-</form>
-`;
-
-/** The dashboard and what it loads, by path, as Bun bundles them. Rejects where it can't. */
-async function bundleDashboard(): Promise<Map<string, Blob>> {
-  // Bun bundles for a route of a server, and no handler sees that asked for: so one that is there for a moment.
-  const routes = { "/": dashboard };
-  const server = Bun.serve({ hostname: "127.0.0.1", port: 0, development: false, routes });
-  const files = new Map<string, Blob>();
-  try {
-    const paths = ["/"];
-    for (const path of paths) {
-      const response = await fetch(new URL(path, server.url));
-      if (!response.ok) throw new Error(`Bun can't bundle it, and has said why (${path})`);
-      const file = await response.blob();
-      files.set(path, file);
-      const links = path === "/" ? (await file.text()).matchAll(/(?:src|href)="(\/[^"]+)"/g) : [];
-      for (const [, linked = ""] of links) paths.push(linked);
-    }
-    return files;
-  } finally {
-    await server.stop(true);
-  }
-}
-
 /** The text of an object with `members`, then `lists`; an item that is text is JSON already. */
 async function* jsonPieces(members: object, lists: Lists) {
   let text = JSON.stringify(members).slice(0, -1);
@@ -2606,7 +2566,7 @@ function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
       log.debug(`${status} ${method} ${url.replace(/\?.*/s, "")}: ${reason}`);
       const isAsked = status === 401 && req.headers.get("accept")?.includes("text/html");
       response = isAsked
-        ? reply(loginPage(message), PAGE_HEADERS, status)
+        ? reply(String(loginPage).replace("<!-- problem -->", message), PAGE_HEADERS, status)
         : json({ error: message }, headers, status);
     }
     for (const name in cors) response.headers.set(name, cors[name] ?? "");

@@ -1,0 +1,25 @@
+/** The page as the server hands it out: bundled once, and kept in memory, so that its guard sees every request. */
+
+import page from "./index.html";
+
+/** The dashboard and what it loads, by path, as Bun bundles them. Rejects where it can't. */
+export async function bundleDashboard(): Promise<Map<string, Blob>> {
+  // Bun bundles for a route of a server, and no handler sees that asked for: so one that is there for a moment.
+  const routes = { "/": page };
+  const server = Bun.serve({ hostname: "127.0.0.1", port: 0, development: false, routes });
+  const files = new Map<string, Blob>();
+  try {
+    const paths = ["/"];
+    for (const path of paths) {
+      const response = await fetch(new URL(path, server.url));
+      if (!response.ok) throw new Error(`Bun can't bundle it, and has said why (${path})`);
+      const file = await response.blob();
+      files.set(path, file);
+      const links = path === "/" ? (await file.text()).matchAll(/(?:src|href)="(\/[^"]+)"/g) : [];
+      for (const [, linked = ""] of links) paths.push(linked);
+    }
+    return files;
+  } finally {
+    await server.stop(true);
+  }
+}
