@@ -3,7 +3,7 @@
  * comes twice, whoever is away, and what leaves has the form that its receiver wants.
  */
 
-import { afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { follow, openCursor } from "../follow/follow.ts";
@@ -19,7 +19,7 @@ import {
 } from "./helpers.ts";
 
 const children: Bun.Subprocess[] = [];
-afterEach(() => {
+afterAll(() => {
   for (const child of children.splice(0)) child.kill("SIGKILL"); // also of a test that failed
   removeTempDirs();
 });
@@ -273,37 +273,42 @@ describe("follow", () => {
   const typesOf = (frames: { type: string }[]) =>
     frames.map(({ type }) => type).filter((type) => type !== "session" && type !== "span");
 
-  test("what throws gets the same again; the cursor waits for it, and goes on in a new process", async () => {
-    await using server = await startTestServer();
-    const file = join(tempDir(), "state", "my.cursor");
-    const taken: unknown[] = [];
-    const logged: string[] = [];
-    let tries = 0;
-    void follow({
-      server: server.url,
-      cursor: openCursor(file, { id: null, memory: { count: 0 } }),
-      log: (message) => logged.push(message),
-      receive(frames, { memory }) {
-        if (++tries < 3) throw new Error("not yet");
-        memory.count += frames.length;
-        taken.push(...frames.filter(({ type }) => type === "tool_use").map(({ data }) => data.id));
-      },
-    });
-    await waitFor(() => cursorOf(file) > 0, "the first connection");
-    const before = cursorOf(file);
-    const event = { type: "tool_use", session_id: "s", data: { tool: "bash" } };
-    const id = await post(server, [event]);
-    await waitFor(() => taken.length > 0, "the event");
-    expect(taken).toEqual([id]);
-    expect(tries).toBe(3);
-    expect(logged).toEqual(["not yet; tries again", "goes on"]);
-    await waitFor(() => cursorOf(file) === id, "the file");
-    expect(before).toBeLessThan(id);
-    const { memory } = openCursor(file, { id: null, memory: { count: 0 } }).place;
-    expect(memory.count).toBe(3); // the event, its session's row, its span's
-  });
+  test.concurrent(
+    "what throws gets the same again; the cursor waits for it, and goes on in a new process",
+    async () => {
+      await using server = await startTestServer();
+      const file = join(tempDir(), "state", "my.cursor");
+      const taken: unknown[] = [];
+      const logged: string[] = [];
+      let tries = 0;
+      void follow({
+        server: server.url,
+        cursor: openCursor(file, { id: null, memory: { count: 0 } }),
+        log: (message) => logged.push(message),
+        receive(frames, { memory }) {
+          if (++tries < 3) throw new Error("not yet");
+          memory.count += frames.length;
+          taken.push(
+            ...frames.filter(({ type }) => type === "tool_use").map(({ data }) => data.id),
+          );
+        },
+      });
+      await waitFor(() => cursorOf(file) > 0, "the first connection");
+      const before = cursorOf(file);
+      const event = { type: "tool_use", session_id: "s", data: { tool: "bash" } };
+      const id = await post(server, [event]);
+      await waitFor(() => taken.length > 0, "the event");
+      expect(taken).toEqual([id]);
+      expect(tries).toBe(3);
+      expect(logged).toEqual(["not yet; tries again", "goes on"]);
+      await waitFor(() => cursorOf(file) === id, "the file");
+      expect(before).toBeLessThan(id);
+      const { memory } = openCursor(file, { id: null, memory: { count: 0 } }).place;
+      expect(memory.count).toBe(3); // the event, its session's row, its span's
+    },
+  );
 
-  test("the server restarts while events come → each comes once, in order", async () => {
+  test.concurrent("the server restarts while events come → each comes once, in order", async () => {
     await using server = await startTestServer();
     const file = join(tempDir(), "my.cursor");
     const taken: unknown[] = [];
@@ -328,7 +333,7 @@ describe("follow", () => {
     expect(taken).toEqual(ids);
   });
 
-  test("with AUTH_TOKEN, and what can't be continued is a reset", async () => {
+  test.concurrent("with AUTH_TOKEN, and what can't be continued is a reset", async () => {
     const authToken = "x".repeat(32);
     await using server = await startTestServer({ config: { authToken } });
     const file = join(tempDir(), "my.cursor");
@@ -346,7 +351,7 @@ describe("follow", () => {
     expect(taken).toEqual(["reset", "session_start"]);
   });
 
-  test("a file that is no cursor is refused, and left as it is", () => {
+  test.concurrent("a file that is no cursor is refused, and left as it is", () => {
     const file = join(tempDir(), "my.cursor");
     writeFileSync(file, "half a fi");
     expect(() => openCursor(file, { id: 0, memory: null })).toThrow(SyntaxError);
@@ -358,233 +363,259 @@ describe("follow/otlp.ts", () => {
   const otlp = (server: { url: string }, collector: { url: string }, dataDir: string, env = {}) =>
     spawnFollower("otlp", server, dataDir, { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, ...env });
 
-  test("a session with a subagent → one trace, each span below the one that it is part of", async () => {
-    await using server = await startTestServer();
-    await using collector = startCollector();
-    const OTEL_EXPORTER_OTLP_HEADERS = "authorization=Bearer%20secret, x-team=a";
-    await using follower = otlp(server, collector, tempDir(), { OTEL_EXPORTER_OTLP_HEADERS });
-    await post(server, turn("root", 0));
-    await collector.waitForSpans(SPANS_OF_TURN);
-    const { spans } = collector;
-    const byName = (name: string, conversation?: string) =>
-      spans.find(
-        (span) =>
-          span.name === name &&
-          (conversation === undefined ||
-            attribute(span, "gen_ai.conversation.id") === conversation),
+  test.concurrent(
+    "a session with a subagent → one trace, each span below the one that it is part of",
+    async () => {
+      await using server = await startTestServer();
+      await using collector = startCollector();
+      const OTEL_EXPORTER_OTLP_HEADERS = "authorization=Bearer%20secret, x-team=a";
+      await using follower = otlp(server, collector, tempDir(), { OTEL_EXPORTER_OTLP_HEADERS });
+      await post(server, turn("root", 0));
+      await collector.waitForSpans(SPANS_OF_TURN);
+      const { spans } = collector;
+      const byName = (name: string, conversation?: string) =>
+        spans.find(
+          (span) =>
+            span.name === name &&
+            (conversation === undefined ||
+              attribute(span, "gen_ai.conversation.id") === conversation),
+        );
+      const tree = (span: OtlpSpan, depth = 0): string[] => [
+        `${"  ".repeat(depth)}${span.name}`,
+        ...spans
+          .filter(({ parentSpanId }) => parentSpanId === span.spanId)
+          .toSorted((a, b) => (a.name < b.name ? -1 : 1))
+          .flatMap((child) => tree(child, depth + 1)),
+      ];
+      expect(
+        spans.filter(({ parentSpanId }) => parentSpanId === undefined).flatMap((it) => tree(it)),
+      ).toEqual([
+        "invoke_agent",
+        "  chat claude",
+        "  execute_tool bash",
+        "  invoke_agent explore",
+        "    invoke_agent",
+        "      execute_tool read",
+        "        wait input",
+      ]);
+      expect(new Set(spans.map(({ traceId }) => traceId)).size).toBe(1);
+      expect(attribute(byName("execute_tool bash"), "gen_ai.tool.call.id")).toBe("t-0");
+      expect(attribute(byName("execute_tool read"), "gen_ai.conversation.id")).toBe("root-child-0");
+      expect(collector.headers[0]?.get("authorization")).toBe("Bearer secret");
+      expect(collector.headers[0]?.get("x-team")).toBe("a");
+      expect(follower.output()).toBe("");
+    },
+  );
+
+  test.concurrent(
+    "a model's answer → chat, with all tokens as the conventions count them",
+    async () => {
+      await using server = await startTestServer();
+      await using collector = startCollector();
+      await using _ = otlp(server, collector, tempDir());
+      const tokens = { input: 10, output: 20, reasoning: 5, cache_read: 100, cache_write: 7 };
+      const data = { call_id: "m", model: "gemini-x", provider: "google", agent: "build", tokens };
+      const told = {
+        ...data,
+        cost: 1,
+        first_token_ms: 2_000,
+        duration_ms: 3_000,
+        finish_reason: "stop",
+      };
+      await post(server, [
+        { type: "model_response", session_id: "s", data: told },
+        {
+          ...{ type: "tool_use", session_id: "s" },
+          data: { tool: "bash", outcome: "exit", exit_code: 2, error: "no such file" },
+        },
+      ]);
+      await collector.waitForSpans(2);
+      const [chat, tool] = collector.spans;
+      expect(chat).toMatchObject({ name: "chat gemini-x", kind: 3, status: {} });
+      expect(
+        Object.fromEntries(chat?.attributes.map(({ key, value }) => [key, value]) ?? []),
+      ).toEqual({
+        "gen_ai.operation.name": { stringValue: "chat" },
+        "gen_ai.provider.name": { stringValue: "gcp.gemini" },
+        "gen_ai.request.model": { stringValue: "gemini-x" },
+        "gen_ai.agent.name": { stringValue: "build" },
+        "gen_ai.conversation.id": { stringValue: "s" },
+        "gen_ai.response.finish_reasons": { arrayValue: { values: [{ stringValue: "stop" }] } },
+        "gen_ai.response.time_to_first_chunk": { doubleValue: 2 },
+        "gen_ai.usage.input_tokens": { intValue: "117" },
+        "gen_ai.usage.output_tokens": { intValue: "25" },
+        "gen_ai.usage.cache_read.input_tokens": { intValue: "100" },
+        "gen_ai.usage.cache_creation.input_tokens": { intValue: "7" },
+        "gen_ai.usage.reasoning.output_tokens": { intValue: "5" },
+        "pai.cost_usd": { doubleValue: 1 },
+        "pai.outcome": { stringValue: "ok" },
+      });
+      expect(tool?.status).toEqual({ code: 2, message: "no such file" });
+      expect(attribute(tool, "error.type")).toBe("exit");
+      expect(attribute(tool, "process.exit.code")).toBe("2");
+    },
+  );
+
+  test.concurrent(
+    "collector, server and follower end and come back while sessions work → each span once",
+    async () => {
+      const dataDir = tempDir();
+      await using server = await startTestServer();
+      await using collector = startCollector();
+      let follower = otlp(server, collector, dataDir);
+      const roundCount = isSoak ? 30 : 6;
+      const turnCount = isSoak ? 200 : 20;
+      let head = 0;
+      for (let round = 0; round < roundCount; round++) {
+        // What is open when something ends is told as running before, and as ended after.
+        const halves = Array.from({ length: turnCount }, (_, index) => turn(`s-${index}`, round));
+        for (const events of halves) head = await post(server, events.slice(0, 7));
+        // All is idle: a kill between an answer and the file would repeat spans, see below.
+        if (round % 3 !== 2) await follower.reached(head);
+        if (round % 3 === 0) await collector.stop();
+        if (round % 3 === 1) await follower.kill();
+        if (round % 3 === 2) await server.restart();
+        for (const events of halves) head = await post(server, events.slice(7));
+        if (round % 3 === 0) collector.start();
+        if (round % 3 === 1) follower = otlp(server, collector, dataDir);
+      }
+      await waitFor(
+        () => cursorOf(follower.file) >= head,
+        "the last event",
+        isSoak ? 300_000 : 30_000,
       );
-    const tree = (span: OtlpSpan, depth = 0): string[] => [
-      `${"  ".repeat(depth)}${span.name}`,
-      ...spans
-        .filter(({ parentSpanId }) => parentSpanId === span.spanId)
-        .toSorted((a, b) => (a.name < b.name ? -1 : 1))
-        .flatMap((child) => tree(child, depth + 1)),
-    ];
-    expect(
-      spans.filter(({ parentSpanId }) => parentSpanId === undefined).flatMap((it) => tree(it)),
-    ).toEqual([
-      "invoke_agent",
-      "  chat claude",
-      "  execute_tool bash",
-      "  invoke_agent explore",
-      "    invoke_agent",
-      "      execute_tool read",
-      "        wait input",
-    ]);
-    expect(new Set(spans.map(({ traceId }) => traceId)).size).toBe(1);
-    expect(attribute(byName("execute_tool bash"), "gen_ai.tool.call.id")).toBe("t-0");
-    expect(attribute(byName("execute_tool read"), "gen_ai.conversation.id")).toBe("root-child-0");
-    expect(collector.headers[0]?.get("authorization")).toBe("Bearer secret");
-    expect(collector.headers[0]?.get("x-team")).toBe("a");
-    expect(follower.output()).toBe("");
-  });
+      const expected = roundCount * turnCount * SPANS_OF_TURN;
+      expect(collector.spans.length).toBe(expected);
+      expectNoneTwice(collector.spans);
+      expect((await endedSpans(server)).length).toBe(roundCount * turnCount * 5);
+      const traces = new Set(collector.spans.map(({ traceId }) => traceId));
+      expect(traces.size).toBe(turnCount); // one for each root session
+      const known = new Set(collector.spans.map(({ spanId }) => spanId));
+      expect(
+        collector.spans.filter((it) => it.parentSpanId && !known.has(it.parentSpanId)),
+      ).toEqual([]);
+      await follower.kill();
+    },
+    400_000,
+  );
 
-  test("a model's answer → chat, with all tokens as the conventions count them", async () => {
-    await using server = await startTestServer();
-    await using collector = startCollector();
-    await using _ = otlp(server, collector, tempDir());
-    const tokens = { input: 10, output: 20, reasoning: 5, cache_read: 100, cache_write: 7 };
-    const data = { call_id: "m", model: "gemini-x", provider: "google", agent: "build", tokens };
-    const told = {
-      ...data,
-      cost: 1,
-      first_token_ms: 2_000,
-      duration_ms: 3_000,
-      finish_reason: "stop",
-    };
-    await post(server, [
-      { type: "model_response", session_id: "s", data: told },
-      {
-        ...{ type: "tool_use", session_id: "s" },
-        data: { tool: "bash", outcome: "exit", exit_code: 2, error: "no such file" },
-      },
-    ]);
-    await collector.waitForSpans(2);
-    const [chat, tool] = collector.spans;
-    expect(chat).toMatchObject({ name: "chat gemini-x", kind: 3, status: {} });
-    expect(
-      Object.fromEntries(chat?.attributes.map(({ key, value }) => [key, value]) ?? []),
-    ).toEqual({
-      "gen_ai.operation.name": { stringValue: "chat" },
-      "gen_ai.provider.name": { stringValue: "gcp.gemini" },
-      "gen_ai.request.model": { stringValue: "gemini-x" },
-      "gen_ai.agent.name": { stringValue: "build" },
-      "gen_ai.conversation.id": { stringValue: "s" },
-      "gen_ai.response.finish_reasons": { arrayValue: { values: [{ stringValue: "stop" }] } },
-      "gen_ai.response.time_to_first_chunk": { doubleValue: 2 },
-      "gen_ai.usage.input_tokens": { intValue: "117" },
-      "gen_ai.usage.output_tokens": { intValue: "25" },
-      "gen_ai.usage.cache_read.input_tokens": { intValue: "100" },
-      "gen_ai.usage.cache_creation.input_tokens": { intValue: "7" },
-      "gen_ai.usage.reasoning.output_tokens": { intValue: "5" },
-      "pai.cost_usd": { doubleValue: 1 },
-      "pai.outcome": { stringValue: "ok" },
-    });
-    expect(tool?.status).toEqual({ code: 2, message: "no such file" });
-    expect(attribute(tool, "error.type")).toBe("exit");
-    expect(attribute(tool, "process.exit.code")).toBe("2");
-  });
+  test.concurrent(
+    "killed before it knows that a request was taken → it is sent again, the same to the byte",
+    async () => {
+      const dataDir = tempDir();
+      await using server = await startTestServer();
+      await using collector = startCollector();
+      const first: OtlpSpan[] = [];
+      collector.answerWith((spans) => {
+        first.push(...spans);
+        return new Promise(() => {}); // it has them, and never says so
+      });
+      const killed = otlp(server, collector, dataDir);
+      await post(server, turn("s", 0));
+      await waitFor(() => first.length === SPANS_OF_TURN, "the request", WAIT_MS);
+      await killed.kill();
+      collector.answerWith(() => null);
+      await using _ = otlp(server, collector, dataDir);
+      await collector.waitForSpans(SPANS_OF_TURN);
+      expect(collector.spans).toEqual(first);
+    },
+  );
 
-  test("collector, server and follower end and come back while sessions work → each span once", async () => {
-    const dataDir = tempDir();
-    await using server = await startTestServer();
-    await using collector = startCollector();
-    let follower = otlp(server, collector, dataDir);
-    const roundCount = isSoak ? 30 : 6;
-    const turnCount = isSoak ? 200 : 20;
-    let head = 0;
-    for (let round = 0; round < roundCount; round++) {
-      // What is open when something ends is told as running before, and as ended after.
-      const halves = Array.from({ length: turnCount }, (_, index) => turn(`s-${index}`, round));
-      for (const events of halves) head = await post(server, events.slice(0, 7));
-      // All is idle: a kill between an answer and the file would repeat spans, see below.
-      if (round % 3 !== 2) await follower.reached(head);
-      if (round % 3 === 0) await collector.stop();
-      if (round % 3 === 1) await follower.kill();
-      if (round % 3 === 2) await server.restart();
-      for (const events of halves) head = await post(server, events.slice(7));
-      if (round % 3 === 0) collector.start();
-      if (round % 3 === 1) follower = otlp(server, collector, dataDir);
-    }
-    await waitFor(
-      () => cursorOf(follower.file) >= head,
-      "the last event",
-      isSoak ? 300_000 : 30_000,
-    );
-    const expected = roundCount * turnCount * SPANS_OF_TURN;
-    expect(collector.spans.length).toBe(expected);
-    expectNoneTwice(collector.spans);
-    expect((await endedSpans(server)).length).toBe(roundCount * turnCount * 5);
-    const traces = new Set(collector.spans.map(({ traceId }) => traceId));
-    expect(traces.size).toBe(turnCount); // one for each root session
-    const known = new Set(collector.spans.map(({ spanId }) => spanId));
-    expect(collector.spans.filter((it) => it.parentSpanId && !known.has(it.parentSpanId))).toEqual(
-      [],
-    );
-    await follower.kill();
-  }, 400_000);
+  test.concurrent(
+    "429 and 503 are tried again, when they say; a 400 is skipped; a part that was rejected is logged",
+    async () => {
+      await using server = await startTestServer();
+      await using collector = startCollector();
+      const times: number[] = [];
+      const answers = [
+        new Response("slow down", { status: 429, headers: { "Retry-After": "2" } }),
+        new Response("later", { status: 503 }),
+      ];
+      collector.answerWith(() => {
+        times.push(performance.now());
+        return answers.shift() ?? null;
+      });
+      await using follower = otlp(server, collector, tempDir());
+      const tool = (session_id: string) => ({
+        type: "tool_use",
+        session_id,
+        data: { tool: "bash" },
+      });
+      await post(server, [tool("a")]);
+      await collector.waitForSpans(1);
+      expect(times.length).toBe(3);
+      expect((times[1] ?? 0) - (times[0] ?? 0)).toBeGreaterThan(1_900);
 
-  test("killed before it knows that a request was taken → it is sent again, the same to the byte", async () => {
-    const dataDir = tempDir();
-    await using server = await startTestServer();
-    await using collector = startCollector();
-    const first: OtlpSpan[] = [];
-    collector.answerWith((spans) => {
-      first.push(...spans);
-      return new Promise(() => {}); // it has them, and never says so
-    });
-    const killed = otlp(server, collector, dataDir);
-    await post(server, turn("s", 0));
-    await waitFor(() => first.length === SPANS_OF_TURN, "the request", WAIT_MS);
-    await killed.kill();
-    collector.answerWith(() => null);
-    await using _ = otlp(server, collector, dataDir);
-    await collector.waitForSpans(SPANS_OF_TURN);
-    expect(collector.spans).toEqual(first);
-  });
+      collector.answerWith(() => new Response("no", { status: 400 }));
+      await follower.reached(await post(server, [tool("b")]));
+      collector.answerWith(() =>
+        Response.json({ partialSuccess: { rejectedSpans: "1", errorMessage: "too old" } }),
+      );
+      await follower.reached(await post(server, [tool("c")]));
+      collector.answerWith(() => null);
+      await follower.reached(await post(server, [tool("d")]));
+      expect(collector.spans.map((span) => attribute(span, "gen_ai.conversation.id"))).toEqual([
+        "a",
+        "c",
+        "d",
+      ]);
+      expect(follower.output()).toContain("400: 1 spans skipped: no");
+      expect(follower.output()).toContain("too old");
+    },
+  );
 
-  test("429 and 503 are tried again, when they say; a 400 is skipped; a part that was rejected is logged", async () => {
-    await using server = await startTestServer();
-    await using collector = startCollector();
-    const times: number[] = [];
-    const answers = [
-      new Response("slow down", { status: 429, headers: { "Retry-After": "2" } }),
-      new Response("later", { status: 503 }),
-    ];
-    collector.answerWith(() => {
-      times.push(performance.now());
-      return answers.shift() ?? null;
-    });
-    await using follower = otlp(server, collector, tempDir());
-    const tool = (session_id: string) => ({ type: "tool_use", session_id, data: { tool: "bash" } });
-    await post(server, [tool("a")]);
-    await collector.waitForSpans(1);
-    expect(times.length).toBe(3);
-    expect((times[1] ?? 0) - (times[0] ?? 0)).toBeGreaterThan(1_900);
+  test.concurrent(
+    "a session whose process was killed → its run and its open call end as the server says",
+    async () => {
+      let now = Date.now();
+      await using server = await startTestServer({ now: () => now });
+      await using collector = startCollector();
+      await using follower = otlp(server, collector, tempDir());
+      const begun = now;
+      const head = await post(server, [
+        { type: "session_start", session_id: "s", data: { sender: "p" } },
+        { type: "tool_start", session_id: "s", data: { tool: "bash", call_id: "t" } },
+      ]);
+      await follower.reached(head);
+      expect(collector.requestCount()).toBe(0);
+      now += 60_000; // its sender is silent: lost after 30 s
+      await collector.waitForSpans(2);
+      const lengths = collector.spans.map(
+        ({ endTimeUnixNano }) => Number(BigInt(endTimeUnixNano) / 1_000_000n) - begun,
+      );
+      expect(lengths).toEqual([30_000, 30_000]);
+      expect(
+        collector.spans.map((it) => attribute(it, "pai.outcome") ?? attribute(it, "pai.reason")),
+      ).toEqual(["lost", "cancelled"]);
+    },
+  );
 
-    collector.answerWith(() => new Response("no", { status: 400 }));
-    await follower.reached(await post(server, [tool("b")]));
-    collector.answerWith(() =>
-      Response.json({ partialSuccess: { rejectedSpans: "1", errorMessage: "too old" } }),
-    );
-    await follower.reached(await post(server, [tool("c")]));
-    collector.answerWith(() => null);
-    await follower.reached(await post(server, [tool("d")]));
-    expect(collector.spans.map((span) => attribute(span, "gen_ai.conversation.id"))).toEqual([
-      "a",
-      "c",
-      "d",
-    ]);
-    expect(follower.output()).toContain("400: 1 spans skipped: no");
-    expect(follower.output()).toContain("too old");
-  });
-
-  test("a session whose process was killed → its run and its open call end as the server says", async () => {
-    let now = Date.now();
-    await using server = await startTestServer({ now: () => now });
-    await using collector = startCollector();
-    await using follower = otlp(server, collector, tempDir());
-    const begun = now;
-    const head = await post(server, [
-      { type: "session_start", session_id: "s", data: { sender: "p" } },
-      { type: "tool_start", session_id: "s", data: { tool: "bash", call_id: "t" } },
-    ]);
-    await follower.reached(head);
-    expect(collector.requestCount()).toBe(0);
-    now += 60_000; // its sender is silent: lost after 30 s
-    await collector.waitForSpans(2);
-    const lengths = collector.spans.map(
-      ({ endTimeUnixNano }) => Number(BigInt(endTimeUnixNano) / 1_000_000n) - begun,
-    );
-    expect(lengths).toEqual([30_000, 30_000]);
-    expect(
-      collector.spans.map((it) => attribute(it, "pai.outcome") ?? attribute(it, "pai.reason")),
-    ).toEqual(["lost", "cancelled"]);
-  });
-
-  test("inside the server: on with its variable; a crash is a line in the log, and it starts anew", async () => {
-    const dataDir = tempDir();
-    await using collector = startCollector();
-    const file = join(dataDir, "observability.db.otlp");
-    writeFileSync(file, "half a fi");
-    const AUTH_TOKEN = "x".repeat(32);
-    const env = { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, AUTH_TOKEN };
-    const headers = { Authorization: `Bearer ${AUTH_TOKEN}` };
-    let server = await spawnServer({ dataDir, env });
-    await waitFor(() => server.output().includes(" error otlp: "), "the line", WAIT_MS);
-    expect(server.output().match(/ error otlp: .*/)?.[0]).toContain("JSON");
-    await post(server, turn("s", 0), headers);
-    writeFileSync(file, '{"id":0}');
-    await collector.waitForSpans(SPANS_OF_TURN);
-    const { exitCode } = await server.end("SIGTERM");
-    expect(exitCode).toBe(0);
-    server = await spawnServer({ dataDir, env });
-    await post(server, turn("s", 1), headers);
-    await collector.waitForSpans(2 * SPANS_OF_TURN);
-    await server.end("SIGKILL");
-    expectNoneTwice(collector.spans);
-    expect(collector.spans.length).toBe(2 * SPANS_OF_TURN);
-  });
+  test.concurrent(
+    "inside the server: on with its variable; a crash is a line in the log, and it starts anew",
+    async () => {
+      const dataDir = tempDir();
+      await using collector = startCollector();
+      const file = join(dataDir, "observability.db.otlp");
+      writeFileSync(file, "half a fi");
+      const AUTH_TOKEN = "x".repeat(32);
+      const env = { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, AUTH_TOKEN };
+      const headers = { Authorization: `Bearer ${AUTH_TOKEN}` };
+      let server = await spawnServer({ dataDir, env });
+      await waitFor(() => server.output().includes(" error otlp: "), "the line", WAIT_MS);
+      expect(server.output().match(/ error otlp: .*/)?.[0]).toContain("JSON");
+      await post(server, turn("s", 0), headers);
+      writeFileSync(file, '{"id":0}');
+      await collector.waitForSpans(SPANS_OF_TURN);
+      const { exitCode } = await server.end("SIGTERM");
+      expect(exitCode).toBe(0);
+      server = await spawnServer({ dataDir, env });
+      await post(server, turn("s", 1), headers);
+      await collector.waitForSpans(2 * SPANS_OF_TURN);
+      await server.end("SIGKILL");
+      expectNoneTwice(collector.spans);
+      expect(collector.spans.length).toBe(2 * SPANS_OF_TURN);
+    },
+  );
 });
 
 // ─── ntfy ────────────────────────────────────────────────────────────────────
@@ -663,119 +694,137 @@ describe("follow/ntfy.ts", () => {
     data: { reason },
   });
 
-  test("a wait longer than NOTIFY_AFTER → one message; one that was answered before → none", async () => {
-    await using server = await startTestServer();
-    await using receiver = startNtfy();
-    const dataDir = tempDir();
-    const withPassword = receiver.url.replace("//", "//:tk_secret@");
-    let follower = ntfy(server, withPassword, dataDir);
-    await waitFor(() => cursorOf(follower.file) > 0, "the first connection", WAIT_MS);
-    await post(server, [...ask("quick", "q1"), ...ask("slow", "q2")]);
-    await post(server, [
-      { type: "input_resolved", session_id: "quick", data: { request_id: "q1" } },
-    ]);
-    await receiver.waitForNotices(1);
-    expect(receiver.notices).toEqual([
-      {
-        topic: "my_topic",
-        title: "Waits for you: Title of slow",
-        message: "rm -rf build?",
-        priority: 4,
-        tags: ["hourglass_flowing_sand"],
-        click: `${server.url}/#/session/slow`,
-        sequence_id: expect.any(String),
-      },
-    ]);
-    expect(receiver.authorizations).toEqual([`Basic ${btoa(":tk_secret")}`]);
+  test.concurrent(
+    "a wait longer than NOTIFY_AFTER → one message; one that was answered before → none",
+    async () => {
+      await using server = await startTestServer();
+      await using receiver = startNtfy();
+      const dataDir = tempDir();
+      const withPassword = receiver.url.replace("//", "//:tk_secret@");
+      let follower = ntfy(server, withPassword, dataDir);
+      await waitFor(() => cursorOf(follower.file) > 0, "the first connection", WAIT_MS);
+      await post(server, [...ask("quick", "q1"), ...ask("slow", "q2")]);
+      await post(server, [
+        { type: "input_resolved", session_id: "quick", data: { request_id: "q1" } },
+      ]);
+      await receiver.waitForNotices(1);
+      expect(receiver.notices).toEqual([
+        {
+          topic: "my_topic",
+          title: "Waits for you: Title of slow",
+          message: "rm -rf build?",
+          priority: 4,
+          tags: ["hourglass_flowing_sand"],
+          click: `${server.url}/#/session/slow`,
+          sequence_id: expect.any(String),
+        },
+      ]);
+      expect(receiver.authorizations).toEqual([`Basic ${btoa(":tk_secret")}`]);
 
-    // Told again is nothing, by a new process or a new connection: another cause is.
-    await waitFor(() => memoryOf(follower.file).outbox.length === 0, "the file", WAIT_MS);
-    await follower.kill();
-    await server.restart();
-    follower = ntfy(server, withPassword, dataDir);
-    await post(server, ask("slow", "q3"));
-    await receiver.waitForNotices(2);
-    expect(new Set(receiver.notices.map(({ sequence_id }) => sequence_id)).size).toBe(2);
-    await follower.kill();
-  });
+      // Told again is nothing, by a new process or a new connection: another cause is.
+      await waitFor(() => memoryOf(follower.file).outbox.length === 0, "the file", WAIT_MS);
+      await follower.kill();
+      await server.restart();
+      follower = ntfy(server, withPassword, dataDir);
+      await post(server, ask("slow", "q3"));
+      await receiver.waitForNotices(2);
+      expect(new Set(receiver.notices.map(({ sequence_id }) => sequence_id)).size).toBe(2);
+      await follower.kill();
+    },
+  );
 
-  test("a session that failed → one message, whether told by its error, its end or both; an agent's → none", async () => {
-    await using server = await startTestServer();
-    await using receiver = startNtfy();
-    await using follower = ntfy(server, receiver.url, tempDir());
-    await waitFor(() => cursorOf(follower.file) > 0, "the first connection", WAIT_MS);
-    const head = await post(server, [
-      { type: "session_start", session_id: "both" },
-      {
-        type: "session_error",
-        session_id: "both",
-        data: { error: { name: "APIError", data: { message: "no credit" } } },
-      },
-      end("both", "error"),
-      { type: "model_response", session_id: "model", data: { call_id: "m", error: "overloaded" } },
-      end("model", "error"),
-      { type: "session_start", session_id: "agent", data: { parent_session_id: "model" } },
-      end("agent", "error"),
-      { type: "turn_start", session_id: "stopped" },
-      end("stopped", "interrupted"),
-    ]);
-    await follower.reached(head);
-    await receiver.waitForNotices(2);
-    expect(receiver.notices.map(({ title, message }) => [title, message])).toEqual([
-      ["Failed: both", "no credit"],
-      ["Failed: model", "overloaded"],
-    ]);
-    // In its next turn it is another cause.
-    await post(server, [{ type: "turn_start", session_id: "both" }, end("both", "error")]);
-    await receiver.waitForNotices(3);
-    expect(receiver.titles()).toEqual(["Failed: both", "Failed: model", "Failed: both"]);
-  });
+  test.concurrent(
+    "a session that failed → one message, whether told by its error, its end or both; an agent's → none",
+    async () => {
+      await using server = await startTestServer();
+      await using receiver = startNtfy();
+      await using follower = ntfy(server, receiver.url, tempDir());
+      await waitFor(() => cursorOf(follower.file) > 0, "the first connection", WAIT_MS);
+      const head = await post(server, [
+        { type: "session_start", session_id: "both" },
+        {
+          type: "session_error",
+          session_id: "both",
+          data: { error: { name: "APIError", data: { message: "no credit" } } },
+        },
+        end("both", "error"),
+        {
+          type: "model_response",
+          session_id: "model",
+          data: { call_id: "m", error: "overloaded" },
+        },
+        end("model", "error"),
+        { type: "session_start", session_id: "agent", data: { parent_session_id: "model" } },
+        end("agent", "error"),
+        { type: "turn_start", session_id: "stopped" },
+        end("stopped", "interrupted"),
+      ]);
+      await follower.reached(head);
+      await receiver.waitForNotices(2);
+      expect(receiver.notices.map(({ title, message }) => [title, message])).toEqual([
+        ["Failed: both", "no credit"],
+        ["Failed: model", "overloaded"],
+      ]);
+      // In its next turn it is another cause.
+      await post(server, [{ type: "turn_start", session_id: "both" }, end("both", "error")]);
+      await receiver.waitForNotices(3);
+      expect(receiver.titles()).toEqual(["Failed: both", "Failed: model", "Failed: both"]);
+    },
+  );
 
-  test("all agents of a session are done → one message, and one more for the next ones", async () => {
-    await using server = await startTestServer();
-    await using receiver = startNtfy();
-    await using follower = ntfy(server, receiver.url, tempDir());
-    await waitFor(() => cursorOf(follower.file) > 0, "the first connection", WAIT_MS);
-    const [last] = turn("s", 0).slice(-1);
-    if (last === undefined) throw new Error("an empty turn");
-    await post(server, turn("s", 0).slice(0, -1));
-    await follower.reached(await post(server, [end("alone", "completed")]));
-    expect(receiver.notices).toEqual([]); // its agent is done, but it goes on
-    await post(server, [last]);
-    await receiver.waitForNotices(1);
-    const again = [{ type: "turn_start", session_id: "s" }, end("s", "completed")];
-    await follower.reached(await post(server, again)); // without an agent
-    await post(server, [...turn("s", 1).slice(0, -1), ...turn("s", 2)]);
-    await receiver.waitForNotices(2);
-    expect(
-      receiver.notices.map(({ title, message, priority }) => [title, message, priority]),
-    ).toEqual([
-      ["Done: s", "Its agent is done.", 3],
-      ["Done: s", "All 2 agents are done.", 3],
-    ]);
-  });
+  test.concurrent(
+    "all agents of a session are done → one message, and one more for the next ones",
+    async () => {
+      await using server = await startTestServer();
+      await using receiver = startNtfy();
+      await using follower = ntfy(server, receiver.url, tempDir());
+      await waitFor(() => cursorOf(follower.file) > 0, "the first connection", WAIT_MS);
+      const [last] = turn("s", 0).slice(-1);
+      if (last === undefined) throw new Error("an empty turn");
+      await post(server, turn("s", 0).slice(0, -1));
+      await follower.reached(await post(server, [end("alone", "completed")]));
+      expect(receiver.notices).toEqual([]); // its agent is done, but it goes on
+      await post(server, [last]);
+      await receiver.waitForNotices(1);
+      const again = [{ type: "turn_start", session_id: "s" }, end("s", "completed")];
+      await follower.reached(await post(server, again)); // without an agent
+      await post(server, [...turn("s", 1).slice(0, -1), ...turn("s", 2)]);
+      await receiver.waitForNotices(2);
+      expect(
+        receiver.notices.map(({ title, message, priority }) => [title, message, priority]),
+      ).toEqual([
+        ["Done: s", "Its agent is done.", 3],
+        ["Done: s", "All 2 agents are done.", 3],
+      ]);
+    },
+  );
 
-  test("ntfy is away, its follower is killed meanwhile → told once it is back, but not what is answered by then", async () => {
-    await using server = await startTestServer();
-    await using receiver = startNtfy();
-    const dataDir = tempDir();
-    receiver.answerWith(503);
-    const first = ntfy(server, receiver.url, dataDir);
-    await waitFor(() => cursorOf(first.file) > 0, "the first connection", WAIT_MS);
-    await post(server, [
-      ...ask("s", "q"),
-      { type: "turn_start", session_id: "f" },
-      end("f", "error"),
-    ]);
-    await waitFor(() => receiver.requestCount() > 2, "tries", WAIT_MS);
-    await first.kill();
-    await using second = ntfy(server, receiver.url, dataDir);
-    await second.reached(
-      await post(server, [{ type: "input_resolved", session_id: "s", data: { request_id: "q" } }]),
-    );
-    receiver.answerWith(200);
-    await receiver.waitForNotices(1);
-    expect(receiver.titles()).toEqual(["Failed: f"]);
-    expect(memoryOf(second.file).waits).toEqual({});
-  });
+  test.concurrent(
+    "ntfy is away, its follower is killed meanwhile → told once it is back, but not what is answered by then",
+    async () => {
+      await using server = await startTestServer();
+      await using receiver = startNtfy();
+      const dataDir = tempDir();
+      receiver.answerWith(503);
+      const first = ntfy(server, receiver.url, dataDir);
+      await waitFor(() => cursorOf(first.file) > 0, "the first connection", WAIT_MS);
+      await post(server, [
+        ...ask("s", "q"),
+        { type: "turn_start", session_id: "f" },
+        end("f", "error"),
+      ]);
+      await waitFor(() => receiver.requestCount() > 2, "tries", WAIT_MS);
+      await first.kill();
+      await using second = ntfy(server, receiver.url, dataDir);
+      await second.reached(
+        await post(server, [
+          { type: "input_resolved", session_id: "s", data: { request_id: "q" } },
+        ]),
+      );
+      receiver.answerWith(200);
+      await receiver.waitForNotices(1);
+      expect(receiver.titles()).toEqual(["Failed: f"]);
+      expect(memoryOf(second.file).waits).toEqual({});
+    },
+  );
 });
