@@ -23,7 +23,16 @@
 
 import { Database, SQLiteError } from "bun:sqlite";
 import { timingSafeEqual } from "node:crypto";
-import { chmodSync, closeSync, type Dirent, mkdirSync, openSync, readdirSync } from "node:fs";
+import {
+  chmodSync,
+  closeSync,
+  type Dirent,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  realpathSync,
+  statSync,
+} from "node:fs";
 import { join } from "node:path";
 import { bundleDashboard } from "./dashboard/bundle.ts";
 import loginPage from "./dashboard/login.html" with { type: "text" };
@@ -176,7 +185,8 @@ const isEventType = (value: unknown): value is EventType =>
 const isOutcome = (value: unknown): value is Outcome => OUTCOMES.some((known) => known === value);
 const isName = (value: unknown) =>
   typeof value === "string" && value.length > 0 && value.length <= MAX_ID_CHARS;
-const isId = (value: unknown) => isName(value) && value !== "." && value !== "..";
+/** Well-formed, or two ids could be stored as one; and no URL can name `.` and `..`. */
+const isId = (value: unknown) => isName(value) && !/^\.\.?$|\p{Surrogate}/u.test(String(value));
 const numberOrNull = (value: unknown) => (typeof value === "number" ? value : null);
 /** Well-formed, because SQLite keeps UTF-8: a lone surrogate would come back as another string. */
 const textOrNull = (value: unknown) => (typeof value === "string" ? value.toWellFormed() : null);
@@ -433,10 +443,13 @@ function agentOfTask(call: TelemetryEvent) {
   return parseOwn({ type: "agent_spawn", session_id, data }, timestamp);
 }
 
-const isDeeperThan = (value: unknown, levels: number): boolean =>
-  typeof value === "object" &&
-  value !== null &&
-  (levels === 0 || Object.values(value).some((part) => isDeeperThan(part, levels - 1)));
+function isDeeperThan(value: object, levels: number): boolean {
+  if (levels === 0) return true;
+  // A loop: half a million numbers are looked at in 7 ms.
+  for (const part of Array.isArray(value) ? value : Object.values(value))
+    if (typeof part === "object" && part !== null && isDeeperThan(part, levels - 1)) return true;
+  return false;
+}
 
 function check(declared: Record<string, Field> = {}, fields: Fields, prefix = ""): void {
   for (const [name, { expected, accepts, isRequired }] of Object.entries(declared)) {
@@ -834,8 +847,8 @@ function createSessions(sql: Sql, usage: Usage) {
   const mark = sql("UPDATE sessions SET changed_id = $head WHERE id = $id");
   const cuts = (comparison: string, order: string) =>
     sql<Cut>(`SELECT timestamp AS at, type FROM events
-       WHERE session_id = $session_id AND (type = 'session_end' OR type = 'turn_start')
-         AND (timestamp, type) ${comparison} ($timestamp, $type) AND id < $id AND id > $deleted_to
+       WHERE session_id = +$session_id AND (type = 'session_end' OR type = 'turn_start')
+         AND (timestamp, type) ${comparison} (+$timestamp, +$type) AND id < +$id AND id > +$deleted_to
        ORDER BY timestamp ${order}, type ${order} LIMIT 1`);
   const selectCutBefore = cuts("<=", "DESC");
   const selectCutAfter = cuts(">", "ASC");
@@ -942,7 +955,7 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
        AND id > $deleted_to
      ORDER BY timestamp, data LIMIT ${MAX_PAIRED}`);
   const selectUnended = sql<SpanRow>(`SELECT spans.* FROM spans JOIN events ON events.id = start_id
-     WHERE spans.session_id = $session_id AND spans.name = $name AND kind = 'agent'
+     WHERE spans.session_id = +$session_id AND spans.name = +$name AND kind = 'agent'
        AND start_id IS NOT NULL AND (ended_at IS NULL OR is_paired)
      ORDER BY timestamp, data LIMIT ${MAX_PAIRED}`);
   const selectKey = sql<Id>(`
@@ -1087,10 +1100,11 @@ function createSenders(startedAt: number) {
   const isLost = (sender: string, now: number) =>
     staleAt({ sender, last_event_at: 0 }, false, now) <= now;
 
-  /** That `sender` lives, and what it says of itself. @returns whether no other says the same */
-  function hear(sender: string, now: number, said?: Heard): boolean {
+  /** That `sender` lives, and what it says of itself. @returns whether no other says the same, and whether it is back, or gone */
+  function hear(sender: string, now: number, said?: Heard) {
     const known = senders.get(sender);
-    const back_at = known && !isLost(sender, now) ? known.back_at : now; // a new one's sessions may have been told as lost
+    const isBack = known === undefined || isLost(sender, now);
+    const back_at = isBack ? now : known.back_at; // a new one's sessions may have been told as lost
     const what = said?.bye === false ? said : (known ?? UNSAID); // a bye says no more than that
     const isSame = (it: Sender) => it.name === what.name && it.version === what.version;
     const isNew = said !== undefined && !senders.values().some(isSame);
@@ -1098,7 +1112,7 @@ function createSenders(startedAt: number) {
     senders.set(sender, { ...what, sender, bye: said?.bye ?? false, heard_at: now, back_at });
     const [oldest = ""] = senders.keys();
     if (senders.size > MAX_SENDERS) senders.delete(oldest);
-    return isNew;
+    return { isNew, isTurned: isBack || said?.bye === true };
   }
 
   return {
@@ -1148,16 +1162,17 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
   const usage = createUsage(sql);
   const sessions = createSessions(sql, usage);
   const spans = createSpans(sql, sessions, usage);
+  const ended = new Set<string>(); // sessions that have ended in this batch
+  const { ino } = statSync(db.filename);
 
-  /** Folds logged events: the same whether they come from a post or from the log. */
-  function fold(events: LoggedEvent[], now: number): void {
-    const ended = new Set<string>();
-    const head = events.at(-1)?.id ?? 0;
-    for (const event of events) {
-      sessions.add(event);
-      spans.add(event);
-      if (event.type === "session_end") ended.add(event.session_id);
-    }
+  /** Folds a logged event: the same whether it comes from a post or from the log. */
+  function add(event: LoggedEvent): void {
+    sessions.add(event);
+    spans.add(event);
+    if (event.type === "session_end") ended.add(event.session_id);
+  }
+
+  function flush(head: number, now: number): void {
     spans.flush(head);
     // What is open is told as over where its session has ended, and anew where it was stale, or may be.
     for (const [id, lastKnownAt] of sessions.touched) {
@@ -1169,10 +1184,14 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
     }
     sessions.flush(head);
     usage.flush();
+    ended.clear();
   }
 
   /** Rows at hand may not be those of the tables: a transaction was undone, or rows were deleted. */
-  const forget = () => [sessions, spans, usage].forEach((folds) => folds.forget());
+  function forget(): void {
+    for (const folds of [sessions, spans, usage]) folds.forget();
+    ended.clear();
+  }
 
   /** @throws what `step` throws; then nothing of it is there */
   function commit<Result>(step: () => Result): Result {
@@ -1198,7 +1217,9 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
     const { changes, lastInsertRowid } = insertEvent.run(row);
     if (changes === 0) return selectKnown.get(row)?.id ?? 0;
     const id = Number(lastInsertRowid);
-    added.push(Object.assign(event, { id }));
+    const logged = Object.assign(event, { id });
+    added.push(logged);
+    add(logged); // before the next is in the log, where it would have to be passed over
     if (implied) insert(implied, added, now);
     return id;
   }
@@ -1217,8 +1238,10 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
       }
       commit(() => {
         const page = selectPage.all({}).map(restoreEvent);
-        fold(page, 0);
-        sql("UPDATE unfolded SET next_id = $id + 1").run({ id: page.at(-1)?.id ?? 0 });
+        const id = page.at(-1)?.id ?? 0;
+        page.forEach(add);
+        flush(id, 0);
+        sql("UPDATE unfolded SET next_id = $id + 1").run({ id });
         done += page.length;
       });
     }
@@ -1241,6 +1264,9 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
      * @returns a receipt per post, and how many events were new
      */
     append(posts: TelemetryEvent[][], now = Date.now()) {
+      // Deleted under a running server, it would take all that is posted with it.
+      if (statSync(db.filename, { throwIfNoEntry: false })?.ino !== ino)
+        throw new HttpError(503, `${db.filename} was deleted or replaced: start the server again`);
       const added: LoggedEvent[] = [];
       const receipts = commit(() => {
         const receipts = posts.map((events): Receipt => {
@@ -1248,7 +1274,7 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
           const ids = events.map((event) => insert(event, added, now));
           return { ids, stored: added.length - before };
         });
-        fold(added, now);
+        flush(added.at(-1)?.id ?? 0, now);
         return receipts;
       });
       stored.events += added.length;
@@ -1809,13 +1835,15 @@ function takeDirectory(dir: string, path: string) {
   try {
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     // Before SQLite gives them a wider mode; that of the database is also that of -wal and -shm.
-    for (const file of [path, `${path}.lock`]) closeSync(openSync(file, "a", 0o600));
+    closeSync(openSync(path, "a", 0o600));
+    const lockPath = `${realpathSync(path)}.lock`; // one, also where two directories link to the file
+    closeSync(openSync(lockPath, "a", 0o600));
     const entries = readdirSync(dir, { withFileTypes: true });
     // A directory that was there already is left as it is where it holds other things than ours.
     if (entries.every((it) => it.name === ".gitkeep" || isOurs(it))) chmodSync(dir, 0o700);
     for (const { name } of entries.filter(isOurs)) chmodSync(join(dir, name), 0o600);
     // A transaction in a database of its own: the system ends it with the process, however that ends.
-    const lock = new Database(`${path}.lock`);
+    const lock = new Database(lockPath);
     lock.run("PRAGMA journal_mode = MEMORY"); // nothing is written: no journal file
     lock.run("BEGIN EXCLUSIVE");
     return { lock, db: new Database(path, { strict: true }) };
@@ -1834,7 +1862,9 @@ function migrate(db: Database, path: string): void {
   db.run("PRAGMA busy_timeout = 2000"); // at the start only: another process may still be closing it
   const pages = pragma(db, "page_count");
   if (pages > 0 && pragma(db, "application_id") !== APPLICATION_ID)
-    throw new StartError(`${path}: the database of another program; set another DATA_DIR`);
+    throw new StartError(
+      `${path}: the database of another program, or a copy without its -wal; set another DATA_DIR`,
+    );
   const schema = pragma(db, "user_version");
   if (schema > MIGRATIONS.length)
     throw new StartError(
@@ -1966,6 +1996,8 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
       const stale = staleRows.get(time) ?? store.staleRows(time - 1, latest.time);
       staleRows.set(time, stale);
       tellRows(stale);
+      if (sessionId === null && stale.sessions.length >= SLICE_ROWS)
+        text += resetFrame("more sessions fell silent at once than are told", cursor);
     }
     const until = hasRows ? store.nthFrom(cursor, PAGE_EVENTS_WITH_ROWS) : latest.cursor;
     const range = { sessionId, after: cursor, to: until };
@@ -2232,10 +2264,13 @@ function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: C
       if (wanted === null) return;
       const bearer = /^Bearer +(\S+)$/i.exec(headers.get("authorization") ?? "")?.[1];
       const name = cookieName(headers);
-      const cookie = new Bun.CookieMap(headers.get("cookie") ?? "").get(name) ?? "";
-      const [expires = ""] = cookie.split(".");
-      const isCookie = timingSafeEqual(digest(cookie), digest(cookieValue(name, expires)));
-      if (isToken(bearer) || (isCookie && Number(expires) > now())) return;
+      // Any of them: a page at another port can set one of the same name for a path, which comes first.
+      const isCookie = (headers.get("cookie") ?? "").split("; ").some((cookie) => {
+        const expires = cookie.slice(name.length + 1).split(".")[0] ?? "";
+        const wantedCookie = digest(`${name}=${cookieValue(name, expires)}`);
+        return timingSafeEqual(digest(cookie), wantedCookie) && Number(expires) > now();
+      });
+      if (isToken(bearer) || isCookie) return;
       const client = headers.get("user-agent")?.slice(0, 100) ?? "";
       if (!refused.has(client) && refused.size < MAX_REFUSED)
         log.warn(`401: ${client} sends no token, or a wrong one`);
@@ -2525,8 +2560,9 @@ function createRoutes(parts: Parts, now: Clock): Routes {
     "POST /api/senders": async (_query, req) => {
       const heard = parseSender(parseJson((await readBody(req)).text));
       const { sender, name, version } = heard;
-      if (store.hear(sender, now(), heard)) log.info(`sender: ${name ?? sender} ${version ?? ""}`);
-      hub.publish(now()); // it may be back, or gone
+      const { isNew, isTurned } = store.hear(sender, now(), heard);
+      if (isNew) log.info(`sender: ${name ?? sender} ${version ?? ""}`);
+      if (isTurned) hub.publish(now());
       return reply(null, {}, 204);
     },
     "GET /api/overview": async () => json(await store.overview(now())),

@@ -443,6 +443,8 @@ describe("POST", () => {
     ["spawns without a call_id", "agent_spawn", agent],
     ["completions without a call_id", "agent_complete", agent],
     ["starts of one tool call", "tool_start", { tool: "bash", call_id: "c" }],
+    ["turns of one session", "turn_start", {}],
+    ["ends of one session", "session_end", {}],
   ])(
     `of ${MAX_BATCH_EVENTS} %s → nobody waits`,
     async (name, type, data) => {
@@ -461,6 +463,20 @@ describe("POST", () => {
     },
     30_000,
   );
+
+  test.each([
+    ["zeros", `[${"0,".repeat(490_000)}0]`],
+    ["objects", `[${"{},".repeat(330_000)}{}]`],
+    ["keys", `{${Array.from({ length: 80_000 }, (_, index) => `"${index}":1`).join()}}`],
+  ])("of one event with 1 MB of %s as arguments → nobody waits", async (name, args) => {
+    await using server = await spawnServer({ dataDir: tempDir() });
+    const body = `{"type":"tool_use","session_id":"s","data":{"tool":"bash","args":${args}}}`;
+    const longest = await longestWait(server, async () => {
+      expect((await postBody(server, body)).status).toBe(201);
+    });
+    report(`an event of 1 MB of ${name}: longest wait ${longest.toFixed(0)} ms`);
+    expect(longest).toBeLessThan(WAIT_LIMIT_MS);
+  });
 
   const AGENTS = isSoak ? 100_000 : 5_000;
   test(`that ends one of ${AGENTS} agents without a call_id → nobody waits, and the oldest is ended`, async () => {

@@ -412,9 +412,11 @@ describe("what is kept", () => {
     expect(refusal(() => parseEvent(JSON.parse(text), RECEIVED))).toStartWith("data.tool: ");
   });
 
-  test("lone surrogates → well-formed in ids and names, escaped in data", () => {
-    const event = parse("tool_use", { tool: "\ud800x", note: "\udc00" }, { session_id: "a\ud800" });
-    expect(event).toMatchObject({ session_id: "a\ufffd", name: "\ufffdx" });
+  test("lone surrogates → refused in ids, well-formed in names, escaped in data", () => {
+    for (const envelope of [{ session_id: "a\ud800" }, { id: "\udc00" }])
+      expect(refusal(() => parse("message_user", {}, envelope))).toMatch(/^(session_id|id): /);
+    const event = parse("tool_use", { tool: "\ud800x", note: "\udc00" });
+    expect(event).toMatchObject({ name: "\ufffdx" });
     expect(event.data.isWellFormed()).toBe(true);
     expect(dataOf(event).note).toBe("\udc00");
   });

@@ -675,6 +675,20 @@ test.skipIf(!isLinux)(
   15_000,
 );
 
+test("the database is deleted under a running server → 503, and /health says so: nothing is acknowledged that would be lost", async () => {
+  const dataDir = tempDir();
+  await using server = await spawnServer({ dataDir });
+  const event = { type: "message_user", session_id: "s" };
+  expect((await postEvent(server, event)).status).toBe(201);
+  for (const name of readdirSync(dataDir)) rmSync(join(dataDir, name));
+  expect(await postEvent(server, event)).toMatchObject({
+    status: 503,
+    body: { error: expect.stringContaining("was deleted or replaced") },
+  });
+  expect(await getJson(server, "/health")).toMatchObject({ status: "degraded" });
+  expect((await server.end("SIGTERM")).exitCode).toBe(0);
+});
+
 describe("garbage", () => {
   const HOST = "Host: localhost\r\n";
   const JSON_TYPE = "Content-Type: application/json\r\n";

@@ -209,6 +209,14 @@ describe("refuses to start with one line and exit code 1", () => {
     expect((await postEvent(server, sessionEvents("s1", { from: FROM }))).status).toBe(201);
   });
 
+  test("where another server runs on the file that this directory links to", async () => {
+    const first = tempDir();
+    const second = tempDir();
+    await using _ = await spawnServer({ dataDir: first });
+    symlinkSync(databasePath(first), databasePath(second));
+    expect(await expectOneLine(second)).toContain("another server is running on it");
+  });
+
   test("where the directory can't be made", async () => {
     const file = join(tempDir(), "file");
     writeFileSync(file, "");

@@ -198,6 +198,13 @@ describe("the login", () => {
     }
   });
 
+  test("holds where a page at another port has set a cookie of the same name before it", async () => {
+    const cookie = sent(await logIn()).Cookie;
+    const [name] = cookie.split("=");
+    const headers = { Cookie: `other=1; ${name}=bad; ${cookie}` };
+    expect((await fetch(`${guarded.url}/api/sessions`, { headers })).status).toBe(200);
+  });
+
   test("behind a proxy with TLS → a Secure cookie, and its pages are ours", async () => {
     const proxied = { Host: "box.example", "X-Forwarded-Proto": "https" };
     expect(await logIn(guarded, proxied)).toMatch(/; *Secure/i);

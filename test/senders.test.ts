@@ -1,6 +1,6 @@
 /** Who posts, and until when it is taken to live: a killed process doesn't seem to run on. */
 
-import { expect, test } from "bun:test";
+import { expect, spyOn, test } from "bun:test";
 import { PLUGIN_VERSION, createSender } from "../plugin/observability.ts";
 import type { Session, Span } from "../server.ts";
 import {
@@ -376,8 +376,35 @@ test("clients that return to the same event at different times → each is told 
   await hear(server, { sender: "someone" });
   expect(await returned()).not.toContain("silent stale");
   clock.now += 2 * SECOND;
-  await hear(server, { sender: "someone" });
+  await hear(server, { sender: "another" });
   expect(await returned()).toContain("silent stale");
+});
+
+test("more sessions are lost at once than the stream tells rows of → it says so, and a client loads them anew", async () => {
+  await using server = await startTestServer();
+  const stream = await openStream(server, "?include=rows");
+  const one = (_: unknown, index: number) => ({
+    type: "session_start",
+    session_id: `s${index}`,
+    data: { sender: "many" },
+  });
+  await postEvent(server, Array.from({ length: 501 }, one));
+  await hear(server, { sender: "many", bye: true });
+  await waitFor(() => stream.frames.some(({ event }) => event === "reset"), "the reset");
+  stream.close();
+});
+
+test("a beat of one that lives changes nothing: no row is looked for", async () => {
+  await using server = await startTestServer();
+  const looked = spyOn(Bun, "deepEquals"); // which publishing begins with
+  await hear(server, { sender: "one" });
+  const before = looked.mock.calls.length;
+  expect(before).toBeGreaterThan(0);
+  for (let beat = 0; beat < 5; beat++) await hear(server, { sender: "one" });
+  expect(looked.mock.calls.length).toBe(before);
+  await hear(server, { sender: "one", bye: true });
+  expect(looked.mock.calls.length).toBe(before + 1);
+  looked.mockRestore();
 });
 
 test("a session that fell silent just before a client's last event → the client is told when it returns", async () => {
