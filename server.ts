@@ -731,6 +731,7 @@ type Binds = Record<string, string | number | boolean | null>;
 type Sql = ReturnType<typeof createSql>;
 
 Database.MAX_QUERY_CACHE_SIZE = 200; // each statement is prepared once: Bun keeps them by their text
+/** In a statement `+$name`: for `$name` alone SQLite plans it anew with each value, where a partial index might serve. */
 function createSql(db: Database) {
   return <Row>(text: string) => db.query<Row, Binds>(text);
 }
@@ -1351,7 +1352,7 @@ function createReader(sql: Sql, senders: Senders) {
        WHERE generation < ${MAX_GENERATIONS}) SELECT id FROM family`;
   const selectTotals = sql<Pick<SessionFold, "tokens" | "cost">>(`
     SELECT SUM(tokens + 0.0) AS tokens, ROUND(SUM(cost), 9) AS cost FROM sessions WHERE id IN (${family})`);
-  // `cut_at`: the first end of its session since an open one began. The plus of +$id: else SQLite plans it anew for each.
+  // `cut_at`: the first end of its session since an open one began.
   const selectSpan = sql<SpanRow & Sent & { cut_at: number | null }>(`
     SELECT spans.*, sender, last_event_at, IIF(ended_at IS NULL, (
       SELECT timestamp FROM events WHERE session_id = sessions.id AND id > deleted_to
