@@ -1077,6 +1077,7 @@ const PLUGIN = String(pluginText); // as it is handed out, also by an executable
 const PLUGIN_VERSION = /^export const PLUGIN_VERSION = "(.*)"/.exec(PLUGIN)?.[1] ?? "";
 const SENDER_INTERVAL_MS = 10 * SECOND_MS; // of a sender that hasn't said its own
 const MISSED_INTERVALS = 3; // of silence, after which a sender is lost
+const UNHEARD_MS = MISSED_INTERVALS * SENDER_INTERVAL_MS; // of silence, of one that hasn't said its own
 const MAX_SENDERS = 10_000;
 const UNSAID = { every_ms: null, name: null, version: null };
 
@@ -1087,7 +1088,7 @@ type Senders = ReturnType<typeof createSenders>;
 /** After a start, at `startedAt`, each sender has its intervals to be heard. */
 function createSenders(startedAt: number) {
   const senders = new Map<string, Sender>();
-  const unheardAt = startedAt + MISSED_INTERVALS * SENDER_INTERVAL_MS;
+  const unheardAt = startedAt + UNHEARD_MS;
 
   /** When a session was, or will be, stale: its sender lost, or where it has none, itself silent for too long. */
   function staleAt({ sender, last_event_at }: Sent, isOpen: boolean, now: number): number {
@@ -1121,13 +1122,17 @@ function createSenders(startedAt: number) {
     /** In an event of `at`: one of long ago, or of before its bye, doesn't say that a sender lives. */
     hearIn(sender: string, at: number, now: number): void {
       const known = senders.get(sender);
-      const isOld = now - at >= MISSED_INTERVALS * SENDER_INTERVAL_MS;
+      const isOld = now - at >= UNHEARD_MS;
       if (!isOld && !(known?.bye && at <= known.heard_at)) hear(sender, now);
     },
-    /** Whether a session is told otherwise than at `from`: its sender was lost since, or came back. */
-    isTurned(session: Sent, from: number, now: number): boolean {
-      const back_at = senders.get(session.sender ?? "")?.back_at ?? unheardAt;
-      return [back_at, staleAt(session, false, now)].some((at) => at > from && at <= now);
+    /** Senders that were lost after `from`, or came back; null: it may be any, as those that aren't heard count as lost from now on. */
+    turned(from: number, now: number): string[] | null {
+      const isIn = (at: number) => at > from && at <= now;
+      if (isIn(unheardAt)) return null;
+      const turned = [...senders.values()].filter(({ sender, back_at }) =>
+        [back_at, staleAt({ sender, last_event_at: 0 }, false, now)].some(isIn),
+      );
+      return turned.map(({ sender }) => sender);
     },
     listSenders: (now: number) =>
       [...senders.values()].map(({ heard_at, back_at: _, bye: __, ...said }) => ({
@@ -1591,18 +1596,20 @@ function createReader(sql: Sql, senders: Senders) {
 
   /** The rows that time alone has changed: of sessions that became stale after `from`, the latest. */
   function staleRows(from: number, now: number) {
-    // Without a sender by their age alone: without an open call, and with one.
-    const select = sql<Sent & { id: string }>(`
-      SELECT id, sender, last_event_at FROM sessions INDEXED BY sessions_sender WHERE is_over = 0 AND sender IS NOT NULL
-      UNION ALL SELECT sessions.id, sender, last_event_at FROM json_each('[${STALE_MS}, ${STALE_OPEN_MS}]') CROSS JOIN sessions
-        WHERE is_over = 0 AND sender IS NULL AND last_event_at > $from - value AND last_event_at <= $now - value
-      ORDER BY last_event_at DESC`);
+    const allSenders = `SELECT sender FROM sessions INDEXED BY sessions_sender WHERE is_over = 0 AND sender IS NOT NULL`;
+    const turned = senders.turned(from, now);
+    // By their senders; or by their age, also where the sender isn't heard.
+    const select = sql<{ id: string }>(`
+      SELECT id, last_event_at FROM sessions INDEXED BY sessions_sender WHERE is_over = 0 AND sender IS NOT NULL
+        AND sender IN (${turned === null ? allSenders : "SELECT value FROM json_each($turned)"})
+      UNION SELECT sessions.id, last_event_at FROM json_each('[${UNHEARD_MS}, ${STALE_MS}, ${STALE_OPEN_MS}]') CROSS JOIN sessions
+        WHERE is_over = 0 AND last_event_at > $from - value AND last_event_at <= $now - value
+          AND (sender IS NULL) = (value >= ${STALE_MS})
+      ORDER BY last_event_at DESC LIMIT ${SLICE_ROWS}`);
     const open = sql<Id>(`SELECT id FROM spans
        WHERE session_id IN (SELECT value FROM json_each($ids)) AND ended_at IS NULL
        ORDER BY id DESC LIMIT ${MAX_RETOLD}`);
-    const isTurned = (it: Sent) => it.sender === null || senders.isTurned(it, from, now);
-    const turned = select.all({ from, now }).filter(isTurned).slice(0, SLICE_ROWS);
-    const ids = turned.map(({ id }) => id);
+    const ids = select.all({ from, now, turned: JSON.stringify(turned) }).map(({ id }) => id);
     return rowsOf(ids, open.all({ ids: JSON.stringify(ids) }), now);
   }
 
