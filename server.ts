@@ -105,6 +105,12 @@ export function loadConfig(env: Record<string, string | undefined>) {
     maxSubscribers: Number(
       read("MAX_SUBSCRIBERS", "256", wholeNumber(1, 1e5), "a whole number from 1 to 100000"),
     ),
+    paiPort: Number(
+      read("PAI_OBSERVABILITY_PORT", "8889", wholeNumber(0, 65_535), "a whole number to 65535"),
+    ),
+    isPaiEnabled: /^true$/i.test(
+      read("PAI_OBSERVABILITY_ENABLED", "true", /^(true|false)$/i, "true or false"),
+    ),
     followers: {
       OTEL_EXPORTER_OTLP_ENDPOINT: read("OTEL_EXPORTER_OTLP_ENDPOINT", "", HTTP_URL, "a URL"),
       OTEL_EXPORTER_OTLP_HEADERS: read("OTEL_EXPORTER_OTLP_HEADERS", "", /=/, "name=value, …"),
@@ -2586,6 +2592,8 @@ function createRoutes(parts: Parts, now: Clock): Routes {
   };
 }
 
+type Answer = ReturnType<typeof createAnswer>;
+
 /** Answers at `path`, or with what went wrong: nothing else turns errors into answers. */
 function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
   const handlerOf = (method: string) => routes[`${method === "HEAD" ? "GET" : method} ${path}`];
@@ -2639,6 +2647,7 @@ function asHttpError(error: unknown, log: Log): HttpError {
 // Puts it together, and takes it apart again so that nothing acknowledged is lost.
 
 const IDLE_TIMEOUT_SECONDS = 40; // longer than two heartbeats, so that only streams that nobody reads reach it
+const LOOPBACK = ["127.0.0.1", "::1"];
 const STOP_LIMIT_MS = 1_500; // only clients that don't read are still there then
 
 /** Starts the server. @returns its URL, and how to stop it: in 2 s, all acknowledged in the file. @throws StartError */
@@ -2651,22 +2660,25 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const servers: Bun.Server<undefined>[] = [];
   const routes = createRoutes(parts, now);
   const paths = Object.keys(routes).map((route) => route.replace(/^\w+ /, ""));
-  const answers = paths.map((path) => [path, createAnswer(path, routes, parts)] as const);
+  const answers = Object.fromEntries(
+    paths.map((path) => [path, createAnswer(path, routes, parts)] as const),
+  );
+  const listen = (hostname: string, port: number, routes: Record<string, Answer>, rest: Answer) =>
+    Bun.serve({
+      hostname,
+      port,
+      development: false,
+      reusePort: false, // on without development, so that two servers share a port (Bun 1.4.5)
+      idleTimeout: IDLE_TIMEOUT_SECONDS,
+      maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
+      routes,
+      fetch: rest,
+    });
   // Both loopback addresses for `localhost`: a client may try either first.
-  for (const hostname of host.toLowerCase() === "localhost" ? ["127.0.0.1", "::1"] : [host])
+  for (const hostname of host.toLowerCase() === "localhost" ? LOOPBACK : [host])
     try {
-      servers.push(
-        Bun.serve({
-          hostname,
-          port: servers[0]?.port ?? port,
-          development: false,
-          reusePort: false, // on without development, so that two servers share a port (Bun 1.4.5)
-          idleTimeout: IDLE_TIMEOUT_SECONDS,
-          maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
-          routes: Object.fromEntries(answers),
-          fetch: createAnswer(ANY_PATH, routes, parts),
-        }),
-      );
+      const shownPort = servers[0]?.port ?? port;
+      servers.push(listen(hostname, shownPort, answers, createAnswer(ANY_PATH, routes, parts)));
     } catch (error) {
       const isInUse = error instanceof Error && "code" in error && error.code === "EADDRINUSE";
       // A machine may lack IPv6; but where another program has its port, localhost would mean two servers.
@@ -2677,6 +2689,19 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
         ? `PORT=${port}: in use on ${hostname}; find by whom with "lsof -i :${port}", or set another PORT`
         : `HOST=${JSON.stringify(host)}, PORT=${port}: can't listen there (${messageOf(error)})`;
       throw new StartError(problem);
+    }
+  // Where the emitter of PAI-OpenCode posts to, if nothing else was said to it.
+  const ofPai = Object.fromEntries(
+    ["/events", "/health"].map((path) => [path, createAnswer(path, routes, parts)] as const),
+  );
+  const { paiPort, isPaiEnabled } = config;
+  for (const hostname of isPaiEnabled && paiPort !== servers[0]?.port ? LOOPBACK : [])
+    try {
+      servers.push(listen(hostname, paiPort, ofPai, createAnswer(ANY_PATH, {}, parts)));
+    } catch (error) {
+      log.warn(
+        `PAI_OBSERVABILITY_PORT=${paiPort}: can't listen on ${hostname} (${messageOf(error)})`,
+      );
     }
 
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */

@@ -18,6 +18,8 @@ const DEFAULTS: Config = {
   allowedHosts: [],
   allowedOrigins: [],
   maxSubscribers: 256,
+  paiPort: 8889,
+  isPaiEnabled: true,
   followers: {
     OTEL_EXPORTER_OTLP_ENDPOINT: "",
     OTEL_EXPORTER_OTLP_HEADERS: "",

@@ -62,6 +62,9 @@ export function openTestStore(): TestStore {
   };
 }
 
+/** Many servers run at once here: the port of PAI's emitter is one test's. */
+const ALONE = { PAI_OBSERVABILITY_ENABLED: "false" };
+
 /** A server on 127.0.0.1 with a temporary directory, which goes when it is disposed of. */
 export async function startTestServer({
   config = {},
@@ -74,7 +77,8 @@ export async function startTestServer({
   now?: () => number;
   log?: Log;
 } = {}): Promise<TestServer> {
-  const base = { ...loadConfig({ PORT: "0", HOST: "127.0.0.1" }), ...config, dataDir };
+  const env = { PORT: "0", HOST: "127.0.0.1", ...ALONE };
+  const base = { ...loadConfig(env), ...config, dataDir };
   let running = startServer(base, log, now);
   const port = Number(new URL(running.url).port);
   let isStopped = false;
@@ -262,7 +266,7 @@ function spawnProcess({ dataDir, env = {}, command, cwd = dataDir }: ProcessOpti
   return Bun.spawn({
     cmd: command ?? [process.execPath, join(PROJECT, "server.ts")],
     cwd,
-    env: { PATH: process.env.PATH ?? "", PORT: "0", DATA_DIR: dataDir, ...env },
+    env: { PATH: process.env.PATH ?? "", PORT: "0", DATA_DIR: dataDir, ...ALONE, ...env },
     stdin: "ignore",
     stdout: "pipe",
     stderr: "pipe",

@@ -1,16 +1,26 @@
 /** The dialect of an unmodified pai-unified.ts: captured posts, and what its emitter (3.0.1) can send. */
 
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseEvent, type Session, type TelemetryEvent } from "../server.ts";
 import type { AgentRun, ToolCall } from "./helpers.ts";
 import { paiPosts } from "./fixtures.ts";
-import { getJson, startTestServer, type TestServer } from "./helpers.ts";
+import {
+  getJson,
+  removeTempDirs,
+  spawnServer,
+  startTestServer,
+  tempDir,
+  type TestServer,
+  waitFor,
+} from "./helpers.ts";
 
 const RECEIVED = Date.parse("2026-11-22T12:00:00Z");
 const FIRST = "ses_mwrqunt8_d6lbbp";
 const SECOND = "ses_mwrquqxa_hf1zxy";
+
+afterAll(removeTempDirs);
 
 interface Details {
   session: Session;
@@ -18,7 +28,7 @@ interface Details {
   agents: AgentRun[];
 }
 
-async function postTo(server: TestServer, path: string, body: unknown): Promise<Response> {
+async function postTo(server: { url: string }, path: string, body: unknown): Promise<Response> {
   return fetch(server.url + path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -436,5 +446,43 @@ describe("task calls", () => {
     expect(await getJson(server, "/api/sessions/s")).toMatchObject({
       session: { tool_count: 2, agent_count: 2 },
     });
+  });
+});
+
+describe("the port that the emitter posts to where nothing else is said", () => {
+  const occupy = () =>
+    Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response("another program") });
+  const start = (port: number) =>
+    spawnServer({
+      dataDir: tempDir(),
+      env: { PAI_OBSERVABILITY_ENABLED: "true", PAI_OBSERVABILITY_PORT: String(port) },
+    });
+
+  test("takes the captured posts, and says its health; nothing else is there", async () => {
+    const other = occupy();
+    const port = other.port ?? 0;
+    await other.stop(true);
+    await using server = await start(port);
+    const emitter = { url: `http://localhost:${port}` };
+    for (const { path, body } of paiPosts())
+      expect((await postTo(emitter, path, body)).status).toBe(201);
+    const health = await getJson<{ events: number }>(server, "/health");
+    expect(health.events).toBeGreaterThan(paiPosts().length);
+    expect(await getJson(emitter, "/health")).toMatchObject({ events: health.events });
+    for (const path of ["/", "/api/sessions", "/api/events", "/plugin/observability.ts"])
+      expect([path, (await fetch(emitter.url + path)).status]).toEqual([path, 404]);
+    expect((await postTo(emitter, "/api/events", {})).status).toBe(404);
+    expect((await server.end("SIGTERM")).exitCode).toBe(0);
+  });
+
+  test("is another program's → a line in the log, and the server runs", async () => {
+    const other = occupy();
+    await using server = await start(other.port ?? 0);
+    await waitFor(
+      () => server.output().includes(`warn PAI_OBSERVABILITY_PORT=${other.port}: `),
+      "the line in the log",
+    );
+    expect(await getJson(server, "/health")).toMatchObject({ status: "ok" });
+    await other.stop(true);
   });
 });
