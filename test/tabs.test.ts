@@ -4,7 +4,11 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { type Page, call, openPage, post, setHidden, subscribers } from "./dashboard.ts";
-import { hasChromium, startTestServer, waitFor } from "./helpers.ts";
+import { hasChromium, startTestServer, waitFor as waitForWithin } from "./helpers.ts";
+
+/** Eight pages side by side, beside other tests: a deadline, not a promise. */
+const waitFor = (condition: () => boolean | Promise<boolean>, what: string, timeoutMs = 20_000) =>
+  waitForWithin(condition, what, timeoutMs);
 
 describe.skipIf(!hasChromium)("tabs", () => {
   afterAll(() => Bun.WebView.closeAll());
