@@ -33,7 +33,7 @@ const DEFAULT_SERVER = "http://localhost:3001"; // a server that hands this file
  * - A provider's options, headers and keys are never read.
  * - No hook waits, throws or prints. Without a server events wait in memory, up to a bound; what that
  *   loses, and what happened before, is told later from OpenCode's own store (see Past). While no
- *   session runs there is no timer and no request.
+ *   session runs and nothing waits to be sent there is no timer and no request.
  */
 
 import { createHash, randomUUID } from "node:crypto";
@@ -157,7 +157,7 @@ interface SessionState {
   /** Undefined: of this session nothing has been said yet but what happens in it. */
   created?: number;
   facts: Data;
-  /** Heard from its beginning, so that what is counted of it is all. */
+  /** Heard from its beginning, so that what is counted of it is all. Undefined: not heard of yet. */
   isWhole?: boolean;
   /** What has been changed, by the prompt or the call that it was. */
   changes: Map<string, FileChange[]>;
@@ -272,7 +272,7 @@ type InputKind = "permission" | "question";
  *
  * @param waitedMs by call: for how long it has waited for the person, in its subagents too
  */
-function createLedger(waitedMs = new Map<string, number>()) {
+function createLedger(waitedMs: Map<string, number>) {
   const sessions = new Map<string, SessionState>();
   const sent = new Set<string>();
   const isTold = (id: string) => sent.has(id);
@@ -435,9 +435,9 @@ function createLedger(waitedMs = new Map<string, number>()) {
     return held && !hasFailed ? [held, response] : [response];
   }
 
-  const sign = (step: Step | undefined, at: number) => {
-    if (step) step.answered = Math.max(step.answered ?? 0, at);
-  };
+  function sign(step: Step, at: number): void {
+    step.answered = Math.max(step.answered ?? 0, at);
+  }
 
   // -- All
 
@@ -875,8 +875,8 @@ function createTranslator1(waitedMs = new Map<string, number>()) {
   const ledger = createLedger(waitedMs);
   const { stateOf, update, sign, tell, interrupt, isRunning } = ledger;
   const contextLimits = new Map<string, number>();
-  /** By session: its latest prompt. */
-  const prompts = new Map<string, UserMessage>();
+  /** By session: its latest prompt, without the patches in its summary. */
+  const prompts = new Map<string, Omit<UserMessage, "summary">>();
 
   /** A fork begins with copies of messages and calls: they were told where they ran. */
   const isCopy = ({ created = 0 }: SessionState, at: number) => at < created;
@@ -928,7 +928,11 @@ function createTranslator1(waitedMs = new Map<string, number>()) {
     return [];
   }
 
-  function onUserMessage(id: string, info: UserMessage, now: number): TelemetryEvent[] {
+  function onUserMessage(
+    id: string,
+    { summary, ...info }: UserMessage,
+    now: number,
+  ): TelemetryEvent[] {
     const session = stateOf(info.sessionID);
     const { created } = info.time;
     if (isCopy(session, created)) return [];
@@ -937,7 +941,7 @@ function createTranslator1(waitedMs = new Map<string, number>()) {
       forgetOldest(prompts, MAX_SESSIONS);
       session.promptId = info.id;
     }
-    const diffs = info.summary?.diffs ?? [];
+    const diffs = summary?.diffs ?? [];
     const files = diffs.map(({ file, additions, deletions }) => ({
       ...{ path: file, additions, deletions },
     }));
@@ -1496,8 +1500,8 @@ function createCalls2(ledger: ReturnType<typeof createLedger>) {
  * `strangers` gives the sessions whose beginning was missed, each once; `complete` takes what OpenCode
  * says of one.
  */
-function createTranslator2() {
-  const ledger = createLedger();
+function createTranslator2(waitedMs = new Map<string, number>()) {
+  const ledger = createLedger(waitedMs);
   const { stateOf, update, sign, tell, interrupt, isRunning } = ledger;
   const { onCall, onShell, onAsked, onAnswered } = createCalls2(ledger);
   /** The events that came: several streams have the same ones. */
@@ -1506,8 +1510,6 @@ function createTranslator2() {
   const inbox = new Map<string, string | null>();
   /** By session: its compaction that goes on. */
   const compactions = new Map<string, Step>();
-  /** The sessions that have been heard of. */
-  const met = new Set<string>();
   let missed: string[] = [];
 
   const describe = (
@@ -1516,7 +1518,6 @@ function createTranslator2() {
     isNew: boolean,
     at: number,
   ) => {
-    met.add(info.id);
     // What an update has said is newer.
     const isFirst = cost !== undefined && stateOf(info.id).usage === undefined;
     const usage = isFirst ? usageOf({ cost, ...(tokens && { tokens }) }) : undefined;
@@ -1544,8 +1545,6 @@ function createTranslator2() {
 
   /** The first that is heard of a session. */
   function meet(session_id: string, { location, durable }: OpenCode2Event): void {
-    met.add(session_id);
-    forgetOldest(met, MAX_SENT_IDS);
     missed.push(session_id);
     const session = stateOf(session_id);
     if (location?.directory !== undefined) session.facts.directory ??= location.directory;
@@ -1641,7 +1640,9 @@ function createTranslator2() {
     const isCancelled = error?.type === ABORTED;
     const ending = endingOf({ error: error?.message, isCancelled });
     const events = ledger.respond(step, at, at, { ending, usage });
-    if (type === "ended") events.push(eventOf("session_compacted", id, session_id, at, {}));
+    const compactedId = `${step.id}:session_compacted`;
+    if (type === "ended")
+      events.push(eventOf("session_compacted", compactedId, session_id, at, {}));
     return events;
   }
 
@@ -1753,7 +1754,8 @@ function createTranslator2() {
     const event = ofRelease(said);
     const { sessionID } = event.data;
     if (event.type.startsWith("session.") && event.type !== "session.created")
-      if (sessionID !== undefined && !met.has(sessionID)) meet(sessionID, event);
+      if (sessionID !== undefined && stateOf(sessionID).isWhole === undefined)
+        meet(sessionID, event);
     return tell(eventsOf(event), event.created);
   }
 
@@ -1764,7 +1766,7 @@ function createTranslator2() {
   }
 
   return {
-    ...{ translate, strangers, interrupt, isRunning },
+    ...{ translate, strangers, interrupt, isRunning, waitedMs },
     complete: (info: Session2, now: number) =>
       tell(describe(`${info.id}:session_update:${info.time.updated}`, info, false, now), now),
   };
@@ -1840,7 +1842,13 @@ type StoredCall2 = {
 };
 
 /** The sessions of a directory that were at work since then, as `readPast1` gives them. */
-async function* readPast2(api: Api2, directory: string, since: number, now: number) {
+async function* readPast2(
+  api: Api2,
+  directory: string,
+  since: number,
+  now: number,
+  waitedMs?: Map<string, number>,
+) {
   const authorization = `Basic ${Buffer.from(`opencode:${api.password}`).toString("base64")}`;
   async function* pages<Item>(path: string, query: Record<string, string>): AsyncGenerator<Item> {
     for (let page = query; ;) {
@@ -1859,7 +1867,7 @@ async function* readPast2(api: Api2, directory: string, since: number, now: numb
       page = { cursor: cursor.next };
     }
   }
-  const { translate } = createTranslator2();
+  const { translate } = createTranslator2(waitedMs);
   let left = MAX_PAST_SESSIONS;
   for await (const info of pages<Session2>("/api/session", { directory, order: "desc" })) {
     const updatedAt = info.time.updated ?? info.time.created;
@@ -1975,7 +1983,8 @@ const MASK = "***";
 const SECRET_NAME =
   "pass(?:word|wd|phrase)(?:[_-]\\w{1,16})?|pwd|secret(?:[_-]\\w{1,16}){0,2}|token|credentials?" +
   "|(?:api|access|private|auth|encryption)[_-]?key(?:[_-](?:id|base))?";
-const IS_SECRET = new RegExp(`(?:${SECRET_NAME})$`, "i");
+/** Of a field: its whole value is one. */
+const IS_SECRET = new RegExp(`(?:${SECRET_NAME}|authorization|cookies?)$`, "i");
 
 /** Each with what stays. Every repetition is bounded: 4,608 characters take well below 1 ms. */
 const SECRETS: [RegExp, string][] = [
@@ -1992,7 +2001,7 @@ const SECRETS: [RegExp, string][] = [
   [/\b(?:AKIA|ASIA)[0-9A-Z]{16}\b/g, MASK],
   [/\b(?:AIza[\w-]{30,}|ya29\.[\w-]{20,})/g, MASK],
   [/\b(?:hf_|npm_|pypi-|gsk_|xai-|SG\.)[\w.-]{20,}/g, MASK],
-  [/\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?/g, MASK],
+  [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?/g, MASK],
   // A password in a URL, in an option, in an assignment.
   [/\b([a-z][a-z0-9+.-]{0,20}:\/\/[^\s:@/"']{0,100}:)[^\s@/"']{1,300}(?=@)/gi, `$1${MASK}`],
   [/(\s(?:-u|--user)[=\s]\s?["']?[^\s:"']{1,100}:)[^\s"']{1,300}/g, `$1${MASK}`],
@@ -2046,10 +2055,18 @@ function createShape({ content = "args", redact = "on" }: ContentChoice) {
   const mode = MODES.indexOf(content);
   const clean = redact === "off" ? (text: string) => text : mask;
 
-  function shapedText(name: string, text: string): Data {
+  /** Of a long text its beginning, or its end. A secret at the edge of what is read goes with it. */
+  function readable(text: string, isTail = false): string {
     const window = MAX_TEXT_CHARS + CUT_MARGIN_CHARS;
+    if (text.length <= window) return clean(text);
+    return isTail
+      ? clean(text.slice(-window)).slice(CUT_MARGIN_CHARS)
+      : clean(text.slice(0, window)).slice(0, -CUT_MARGIN_CHARS);
+  }
+
+  function shapedText(name: string, text: string): Data {
     const isTail = name === "output"; // how it ended says most
-    const cleaned = clean(isTail ? text.slice(-window) : text.slice(0, window));
+    const cleaned = readable(text, isTail);
     const cut = isTail ? cleaned.slice(-MAX_TEXT_CHARS) : cleaned.slice(0, MAX_TEXT_CHARS);
     if (text.length <= MAX_TEXT_CHARS && cut === cleaned) return { [name]: cut };
     // Not through the middle of a surrogate pair.
@@ -2060,7 +2077,7 @@ function createShape({ content = "args", redact = "on" }: ContentChoice) {
   /** Of a value however large only as much as is kept is looked at. */
   function copyOf(value: unknown, budget: { chars: number }, depth = 0): unknown {
     budget.chars -= typeof value === "string" ? value.length : 4;
-    if (typeof value === "string") return clean(value.slice(0, MAX_TEXT_CHARS + CUT_MARGIN_CHARS));
+    if (typeof value === "string") return readable(value);
     if (typeof value !== "object" || value === null) return value;
     if (depth === MAX_ARGS_DEPTH) return null;
     if (Array.isArray(value)) {
@@ -2072,7 +2089,7 @@ function createShape({ content = "args", redact = "on" }: ContentChoice) {
     for (const [key, field] of Object.entries(value)) {
       if (budget.chars <= 0) break;
       budget.chars -= key.length;
-      const isSecret = typeof field === "string" && clean === mask && IS_SECRET.test(key);
+      const isSecret = clean === mask && IS_SECRET.test(key);
       copy[key] = isSecret ? MASK : copyOf(field, budget, depth + 1);
     }
     return copy;
@@ -2412,10 +2429,12 @@ interface PastOptions {
   send: (events: TelemetryEvent[]) => void;
   /** Resolves when nothing waits to be sent. */
   drained: () => Promise<void>;
+  /** What is sent now is lost. */
+  isClosed: () => boolean;
 }
 
 /** `want` says since when the past is to be told, `tell` that the server can be reached. */
-function createPast({ read, now, send, drained }: PastOptions) {
+function createPast({ read, now, send, drained, isClosed }: PastOptions) {
   let wanted: number | undefined;
   let isTelling = false;
 
@@ -2438,7 +2457,7 @@ function createPast({ read, now, send, drained }: PastOptions) {
           await drained(); // a server that goes away meanwhile costs no time
           deadline += now() - sentAt;
         }
-        if (now() > deadline) break;
+        if (now() > deadline || isClosed()) break;
       }
     } catch {
       // OpenCode's store can't be read: what happens from now on is told all the same.
@@ -2476,7 +2495,7 @@ function createReached(path: string, server: string, now: () => number) {
 
   async function readTimes(): Promise<Times> {
     try {
-      return JSON.parse(await readFile(path, "utf8")) as Times;
+      return (JSON.parse(await readFile(path, "utf8")) ?? {}) as Times;
     } catch {
       return {};
     }
@@ -2537,15 +2556,18 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
   const connection = { server, token };
   const directories = new Set<string>();
   const pasts = new Map<string, ReturnType<typeof createPast>>();
-  const reached = options.reachedPath && createReached(options.reachedPath, server, now);
+  const reached = options.reachedPath ? createReached(options.reachedPath, server, now) : undefined;
   const shape = createShape(options);
   const call = createClient(connection);
+  let isClosed = false;
   let log = (_message: string) => {};
 
+  const isPastTold = () => pasts.size > 0 && pasts.values().every(({ isWanted }) => !isWanted());
+
   /** Only where all is told: else the next process begins where this one did. */
-  async function noteReached(isLast = false): Promise<void> {
-    const isUpToDate = queue.isEmpty() && !pasts.values().some(({ isWanted }) => isWanted());
-    if (reached && isUpToDate && pasts.size > 0) await reached.write(pasts.keys(), isLast);
+  async function noteReached(): Promise<void> {
+    if (isClosed || !queue.isEmpty() || !isPastTold()) return;
+    await reached?.write(pasts.keys());
   }
 
   const queue = createSender({
@@ -2566,6 +2588,7 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
   });
 
   function send(events: TelemetryEvent[]): void {
+    if (isClosed) return;
     queue.send(
       events.map((event) => {
         const shaped = shape(event);
@@ -2581,11 +2604,11 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
     /** A directory that OpenCode works in, how to write to its log, and how to read its store. */
     join(directory: string | undefined, logTo: typeof log, read?: ReadPast) {
       log = logTo;
-      if (directory === undefined) return;
+      if (directory === undefined || isClosed) return;
       directories.add(directory);
       if (!read || pasts.has(directory)) return;
       const past = createPast({
-        ...{ read, now, drained: queue.drained },
+        ...{ read, now, drained: queue.drained, isClosed: () => isClosed },
         // Not with our name: whoever told of it first may live.
         send: (events) => queue.send(events.map(shape)),
       });
@@ -2599,9 +2622,12 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
     interrupt: (directory?: string) => send(translator.interrupt(now(), directory)),
     async close(withinMs: number): Promise<void> {
       send(translator.interrupt(now()));
+      // What of the past isn't told by now won't be.
+      const isUpToDate = isPastTold();
+      isClosed = true;
       const closed = queue.close(withinMs);
       const [isStored] = await Promise.all([closed, Promise.race([presence.bye(), closed])]);
-      if (isStored) await noteReached(true);
+      if (isStored && isUpToDate) await reached?.write(pasts.keys(), true);
     },
   };
 }
@@ -2617,8 +2643,9 @@ function guarded<Args extends unknown[]>(hook: (...args: Args) => void | Promise
 
 // -- Settings
 
+/** A variable that is empty isn't set: else they would be files of the project. */
 const configDirectory = ({ OPENCODE_CONFIG_DIR, XDG_CONFIG_HOME }: NodeJS.ProcessEnv) =>
-  OPENCODE_CONFIG_DIR ?? join(XDG_CONFIG_HOME ?? join(homedir(), ".config"), "opencode");
+  OPENCODE_CONFIG_DIR || join(XDG_CONFIG_HOME || join(homedir(), ".config"), "opencode");
 
 /** The first that is set: option, environment, file, default. */
 function readSettings(given: unknown, env: NodeJS.ProcessEnv = process.env) {
@@ -2627,17 +2654,17 @@ function readSettings(given: unknown, env: NodeJS.ProcessEnv = process.env) {
   let file: Data = {};
   let problem: string | undefined;
   try {
-    file = JSON.parse(readFileSync(path, "utf8")) as Data;
+    file = (JSON.parse(readFileSync(path, "utf8")) ?? {}) as Data;
   } catch (error) {
     if (error instanceof SyntaxError) problem = `${path} is no JSON, and left alone`;
   }
   const setting = (name: string): string | undefined => {
     const value = options[name] ?? env[`OBSERVABILITY_${name.toUpperCase()}`] ?? file[name];
-    return value === undefined ? undefined : String(value);
+    return value === undefined || value === null ? undefined : String(value);
   };
   const isOff = (name: string) => /^(0|off|false)$/i.test(setting(name) ?? "");
   return {
-    server: setting("server") ?? DEFAULT_SERVER,
+    server: setting("server") || DEFAULT_SERVER,
     token: setting("token"),
     content: setting("content") ?? "args",
     redact: isOff("redact") ? "off" : "on",
@@ -2647,7 +2674,7 @@ function readSettings(given: unknown, env: NodeJS.ProcessEnv = process.env) {
 }
 
 function reachedPathOf({ XDG_STATE_HOME }: NodeJS.ProcessEnv): string {
-  return join(XDG_STATE_HOME ?? join(homedir(), ".local/state"), "opencode", `${NAME}.json`);
+  return join(XDG_STATE_HOME || join(homedir(), ".local/state"), "opencode", `${NAME}.json`);
 }
 
 // -- One reporter for all directories
@@ -2669,12 +2696,12 @@ function shareReporter<Of extends Translator>(createTranslator: () => Of, given:
   const reporter = shared.reporter as ReturnType<typeof createReporter<Of>>;
   return {
     ...{ reporter, hasPast, problem: isFirst ? problem : undefined }, // told once
-    /** @returns whether it was the last */
-    leave(): boolean {
+    /** What runs there has ended; with the last directory the reporter goes. */
+    async leave(directory = "", withinMs: number): Promise<void> {
       shared.instances -= 1;
-      if (shared.instances > 0) return false;
+      if (shared.instances > 0) return reporter.interrupt(directory);
       shared.reporter = undefined;
-      return true;
+      await reporter.close(withinMs);
     },
   };
 }
@@ -2707,10 +2734,7 @@ async function server(input: { directory?: string; client?: Client1 }, options?:
   onTimer(() => reporter.join(directory, log, read), 0);
   return {
     ...createHooks1(reporter),
-    async dispose(): Promise<void> {
-      if (leave()) await reporter.close(FLUSH_MS);
-      else reporter.interrupt(directory ?? "");
-    },
+    dispose: () => leave(directory, FLUSH_MS),
   };
 }
 
@@ -2755,7 +2779,7 @@ function follow2(
     for await (const event of events) {
       // The stream of an instance that OpenCode has given up may go on (July 2026).
       if (leaving.signal.aborted) break;
-      if (!event.type.endsWith(".delta")) order.add(event);
+      if (event?.type?.endsWith(".delta") === false) order.add(event);
     }
   });
   void listen();
@@ -2774,7 +2798,7 @@ async function setup(context: Context2) {
   const api = context.app?.server;
   const read: ReadPast | undefined =
     api && directory !== undefined && hasPast
-      ? (...of) => readPast2(api, directory, ...of)
+      ? (...of) => readPast2(api, directory, ...of, reporter.translator.waitedMs)
       : undefined;
   const log = (message: string) => console.error(`${NAME}: ${message}`);
   if (problem) log(problem);
@@ -2782,7 +2806,7 @@ async function setup(context: Context2) {
   const leaveStream = follow2(context, reporter);
   return async function cleanup(): Promise<void> {
     leaveStream();
-    if (leave()) await reporter.close(FLUSH_2_MS);
+    await leave(directory, FLUSH_2_MS);
   };
 }
 

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import plugin, {
   type Client1,
@@ -283,8 +283,36 @@ describe("past: OpenCode 1.18", () => {
     const next = createReached(path, "http://one", () => at);
     expect(await next.since(DIRECTORY)).toBe(100 * day);
     expect(await next.since("/elsewhere")).toBe(94 * day);
-    writeFileSync(path, "{");
-    expect(await next.since(DIRECTORY)).toBe(94 * day);
+    for (const broken of ["{", "null"]) {
+      writeFileSync(path, broken);
+      expect(await next.since(DIRECTORY)).toBe(94 * day);
+    }
+  });
+
+  test("what a process that ends hasn't told of the past, the next one tells", async () => {
+    await using server = await startTestServer({ now: () => LATER });
+    const path = join(tempDir(), "reached.json");
+    const hooks = createPlugin(server.url, path, () => LATER);
+    const gate = Promise.withResolvers<void>();
+    let isReading = false;
+    let readCount = 0;
+    hooks.join(
+      DIRECTORY,
+      () => {},
+      async function* () {
+        isReading = true;
+        await gate.promise;
+        for (; readCount < 9; readCount++) yield [];
+      },
+    );
+    await waitFor(() => isReading, "the past");
+    for (const line of CAPTURE.slice(0, 9)) await hooks.event(line); // it closes once they are stored
+    const closed = hooks.close();
+    gate.resolve();
+    await closed;
+    const next = createReached(path, server.url, () => LATER);
+    expect(await next.since(DIRECTORY)).toBe(LATER - 7 * 24 * 3_600_000);
+    expect(readCount).toBeLessThan(2);
   });
 
   test("a session that wasn't at work since is not read; the latest come first, 200 at most", async () => {
@@ -475,6 +503,34 @@ describe("past: OpenCode 2", () => {
       expect(past.find(({ id }) => id === event.id)).toEqual(event);
   });
 
+  test("a compaction and a wait for the person are told as they were live", async () => {
+    const waited = messages[1]?.content?.[0]?.time as { ran: number; completed: number };
+    const compaction = {
+      id: "msg_4",
+      type: "compaction",
+      time: { created: 6_000, completed: 7_000 },
+    };
+    const { translate, waitedMs } = createTranslator2();
+    let serial = 0;
+    const said = (type: string, created: number, data: object) =>
+      translate({ id: `evt_${serial++}`, type, created, data: { sessionID: "ses_1", ...data } });
+    const source = { messageID: "msg_2", id: "call_1" };
+    said("permission.asked", waited.ran, { id: "per_1", action: "shell", source });
+    said("permission.replied", waited.ran + 100, { requestID: "per_1", reply: "once" });
+    said("session.compaction.started", 6_000, { inboxID: "msg_4" });
+    const [, compacted] = said("session.compaction.ended", 7_000, {});
+
+    messages.push(compaction as StoredMessage2);
+    await using api = startApi([[session]]);
+    const read = readPast2({ url: api.url, password: "secret" }, DIRECTORY, 0, 100_000, waitedMs);
+    const past = (await Array.fromAsync(read)).flat();
+    messages.pop();
+    expect(compacted?.type).toBe("session_compacted");
+    expect(past.find(({ type }) => type === "session_compacted")).toEqual(compacted);
+    const call = past.find(({ id }) => id === "msg_2:call_1:tool_use");
+    expect(call?.data).toMatchObject({ duration_ms: 490, waited_ms: 100 });
+  });
+
   test("of an API that refuses nothing is told, and nothing fails", async () => {
     await using api = startApi([[session]]);
     const read = Array.fromAsync(readPast2({ url: api.url, password: "wrong" }, DIRECTORY, 0, 1));
@@ -511,6 +567,30 @@ describe("settings", () => {
 
   test("a file that is no JSON is said to be none", () => {
     expect(readSettings({}, write("server = x")).problem).toContain("pai-observability.json");
+  });
+
+  test.each(["null", "[]", '{"server": null, "token": null}', '{"server": ""}'])(
+    "a file of %s sets nothing",
+    (json) => {
+      expect(readSettings({}, write(json))).toMatchObject({
+        ...{ server: "http://localhost:3001", token: undefined, content: "args" },
+      });
+    },
+  );
+
+  test("a file of the project is none of them, though a variable is empty", () => {
+    const before = process.cwd();
+    const project = tempDir();
+    mkdirSync(join(project, "opencode"));
+    for (const path of ["opencode", "."])
+      writeFileSync(join(project, path, "pai-observability.json"), '{"server": "http://project"}');
+    try {
+      process.chdir(project);
+      const env = { OPENCODE_CONFIG_DIR: "", XDG_CONFIG_HOME: "", OBSERVABILITY_SERVER: "" };
+      expect(readSettings({}, env).server).toBe("http://localhost:3001");
+    } finally {
+      process.chdir(before);
+    }
   });
 
   test("they are in OpenCode's config directory, wherever that is", () => {

@@ -292,6 +292,30 @@ describe("OpenCode 2, setup", () => {
     await waitFor(() => stream.state.isLeft, "the end of its loop");
   });
 
+  test("an instance that OpenCode gives up ends what runs there, and nothing elsewhere", async () => {
+    await using server = await startTestServer();
+    const streams = { "/home/dev/one": createStream(), "/home/dev/two": createStream() };
+    const cleanups = await Promise.all(
+      Object.entries(streams).map(([directory, event]) =>
+        plugin.setup({
+          ...{ options: { server: server.url, backfill: 0 }, location: { directory }, event },
+        }),
+      ),
+    );
+    for (const [directory, { push }] of Object.entries(streams)) {
+      const sessionID = `ses_${directory.slice(-3)}`;
+      const of = { created: Date.now(), location: { directory }, data: { sessionID } };
+      push({ ...of, id: `evt_${sessionID}`, type: "session.execution.started" });
+    }
+    const statuses = async () => (await listed(server)).map(({ id, status }) => `${id} ${status}`);
+    await waitFor(async () => (await statuses()).length === 2, "both sessions");
+    await cleanups[0]?.();
+    const isOver = async () => (await statuses()).includes("ses_one completed");
+    await waitFor(isOver, "the end of the session there");
+    expect(await statuses()).toContain("ses_two active");
+    await cleanups[1]?.();
+  });
+
   test("survives a stream that fails, a session that isn't there, and events of another shape", async () => {
     const stored: TelemetryEvent[] = [];
     await using server = Bun.serve({
@@ -304,6 +328,8 @@ describe("OpenCode 2, setup", () => {
       },
     });
     async function* subscribe(): AsyncGenerator<OpenCode2Event> {
+      for (const strange of [null, {}, { id: "evt_x", created: 0 }])
+        yield strange as OpenCode2Event;
       yield { id: "evt_0", type: "session.step.started", created: 1 } as OpenCode2Event;
       yield { id: "evt_1", type: "session.tool.called", created: 2, data: { sessionID: "ses_1" } };
       yield { id: "evt_2", type: "session.unheard.of", created: 3, data: { sessionID: "ses_1" } };
@@ -449,6 +475,19 @@ describe("OpenCode 2, translator", () => {
     const events = [started, ended, started].flatMap((one) => translate(one));
     expect(events.map(({ type }) => type)).toEqual(["session_start", "session_end"]);
     expect(isRunning()).toBe(false);
+  });
+
+  test("of a session that was forgotten OpenCode is asked anew", () => {
+    const { translate, strangers } = createTranslator2();
+    const hear = (sessionID: string) =>
+      translate(event("session.execution.started", { sessionID }));
+    hear("ses_first");
+    for (let index = 0; index < 1_000; index++) hear(`ses_${index}`);
+    strangers();
+    hear("ses_999");
+    expect(strangers()).toEqual([]);
+    hear("ses_first");
+    expect(strangers()).toEqual(["ses_first"]);
   });
 
   test("what a prompt that was taken back would have begun is no turn", () => {

@@ -669,6 +669,41 @@ describe("content", () => {
     expect(JSON.stringify(shape(event("tool_use", { error: text })))).not.toContain("0123");
   });
 
+  test.each(["Authorization", "cookie", "password", "credentials"])(
+    "the value of %s in the arguments is masked, whatever it is",
+    (name) => {
+      for (const value of ["Basic dXNlcjpwdw==", 4_711, ["hunter22"], { key: "hunter22" }]) {
+        const args = { headers: { [name]: value } };
+        const { data } = createShape({})(event("tool_use", { args }));
+        expect(data.args).toEqual({ headers: { [name]: "***" } });
+      }
+    },
+  );
+
+  test("a secret at the edge of what is read doesn't leave in part, however much is masked", () => {
+    const shape = createShape({ content: "full" });
+    const masked = `${key("BEGIN")}\n${"M".repeat(1_000)}\n${key("END")} `;
+    const start =
+      `${masked}${"x ".repeat(3_000)}`.slice(0, 4_600) + `ghp_${digits}${" y".repeat(9)}`;
+    const end = `${"x ".repeat(99)}ghp_${digits}${`${" y".repeat(3_000)} ${masked}`.slice(-4_580)}`;
+    for (const data of [{ prompt: start }, { args: { start } }, { output: end }]) {
+      const sent = JSON.stringify(shape(event("tool_use", data)));
+      expect(sent).toContain("***");
+      expect(sent).not.toMatch(/ghp_|ghij/);
+    }
+  });
+
+  test("what looks like the beginning of a thousand secrets takes less than 0.5 ms", () => {
+    const args = { command: "-eyJ".repeat(1_100) };
+    const shape = createShape({});
+    const durations = Array.from({ length: 20 }, () => {
+      const start = performance.now();
+      shape(event("tool_use", { args }));
+      return performance.now() - start;
+    });
+    expect(Math.min(...durations)).toBeLessThan(0.5);
+  });
+
   test.each([
     "git status --short",
     "max_tokens: 4096, tokens=12",
@@ -1110,6 +1145,16 @@ describe("presence", () => {
     expect(receiver.stored.map(({ data }) => data.sender)).toEqual(
       receiver.stored.map(() => "the sender"),
     );
+  });
+
+  test("what comes after the end starts no timer", async () => {
+    const scheduled: number[] = [];
+    const schedule = (_: () => void, ms: number) => (scheduled.push(ms), () => {});
+    const hooks = createHooks({ server: "http://127.0.0.1:9", schedule });
+    await hooks.dispose();
+    const properties = { sessionID: "ses_1", status: { type: "busy" as const } };
+    await hooks.event({ event: { id: "evt_1", type: "session.status", properties } });
+    expect(scheduled).toEqual([]);
   });
 
   test("a process that ends says that its running sessions are interrupted", async () => {
