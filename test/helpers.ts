@@ -1,6 +1,6 @@
 /** What the tests share: a real server on a free port, real sockets, a real database file. */
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -251,6 +251,14 @@ export interface ServerProcess {
 }
 
 const PROJECT = join(import.meta.dir, "..");
+
+/** What the server needs of this project, in a directory of its own, where a test may change it. */
+export function copyProject(): string {
+  const project = tempDir();
+  for (const name of "server.ts package.json tsconfig.json dashboard plugin follow".split(" "))
+    cpSync(join(PROJECT, name), join(project, name), { recursive: true });
+  return project;
+}
 
 interface ProcessOptions {
   dataDir: string;

@@ -5,7 +5,6 @@ import { afterEach, describe, expect, test } from "bun:test";
 import {
   appendFileSync,
   chmodSync,
-  cpSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -20,6 +19,7 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { type PostedEvent, seededRandom, sessionEvents } from "./fixtures.ts";
 import {
+  copyProject,
   databasePath,
   getJson,
   isSoak,
@@ -521,16 +521,7 @@ describe("stop", () => {
 });
 
 test("bun run dev starts again when server.ts changes", async () => {
-  const project = tempDir();
-  for (const name of [
-    "server.ts",
-    "package.json",
-    "tsconfig.json",
-    "dashboard",
-    "plugin",
-    "follow",
-  ])
-    cpSync(join(PROJECT, name), join(project, name), { recursive: true });
+  const project = copyProject();
   const dataDir = join(project, "data");
   mkdirSync(dataDir);
   await using server = await spawnServer({

@@ -1,9 +1,10 @@
 /** What a browser gets: the page and what it loads, behind the guard; the login; a bundle that fails. */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { appendFileSync, cpSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
+  copyProject,
   getJson,
   hasChromium,
   openPage,
@@ -16,7 +17,6 @@ import {
   waitFor,
 } from "./helpers.ts";
 
-const PROJECT = join(import.meta.dir, "..");
 const DAY_MS = 86_400_000;
 const START = Date.parse("2026-01-01T12:00:00Z");
 const BROWSER = { Accept: "text/html,application/xhtml+xml" };
@@ -102,16 +102,7 @@ describe("the page", () => {
   });
 
   test("that can't be bundled → 503, a line in the log, and the next request tries again", async () => {
-    const project = tempDir();
-    for (const name of [
-      "server.ts",
-      "package.json",
-      "tsconfig.json",
-      "dashboard",
-      "plugin",
-      "follow",
-    ])
-      cpSync(join(PROJECT, name), join(project, name), { recursive: true });
+    const project = copyProject();
     const script = join(project, "dashboard", "main.ts");
     const whole = readFileSync(script, "utf8");
     appendFileSync(script, '\nimport "./missing.ts";\n');
