@@ -226,7 +226,7 @@ const NUMBER = field("a number", Number.isFinite);
 const OBJECT = field("an object", isRecord);
 const LIST = field("an array", Array.isArray);
 const DURATION = amount("a number", 0, MAX_DURATION_MS);
-const TOKENS = amount("a number of tokens", 0, 1e15); // likewise; a number that is none counts as not known
+const TOKENS = amount("a number of tokens", 0, 1e12); // likewise; a number that is none counts as not known
 const COST = amount("a number of US dollars", 0, 1e6); // so that sums of `nanodollars` stay exact
 const TIME = field(
   "ISO 8601 with an offset (2026-01-01T12:00:00Z), or epoch seconds or milliseconds, after 1970",
@@ -510,7 +510,7 @@ function tokenCount(value: unknown): number | null {
   if (!isRecord(value)) return TOKENS.accepts(value) ? whole(value) : null;
   if (TOKENS.accepts(value.total)) return whole(value.total);
   const parts = Object.values(value).flatMap((part) => tokenCount(part) ?? []);
-  return parts.length === 0 ? null : parts.reduce((sum, part) => sum + part);
+  return parts.length === 0 ? null : tokenCount(parts.reduce((sum, part) => sum + part));
 }
 
 /** The events of a span that count; at least one is there. */
@@ -1090,6 +1090,7 @@ const UNSAID = { every_ms: null, name: null, version: null };
 type Sender = Heard & { heard_at: number; back_at: number };
 type Sent = Pick<SessionFold, "sender" | "last_event_at">;
 type Senders = ReturnType<typeof createSenders>;
+const silenceOf = (known?: Sender) => MISSED_INTERVALS * (known?.every_ms ?? SENDER_INTERVAL_MS);
 
 /** After a start, at `startedAt`, each sender has its intervals to be heard. */
 function createSenders(startedAt: number) {
@@ -1101,9 +1102,8 @@ function createSenders(startedAt: number) {
     if (sender === null) return last_event_at + (isOpen ? STALE_OPEN_MS : STALE_MS);
     const known = senders.get(sender);
     if (known === undefined && now < unheardAt) return Infinity;
-    const silence_ms = MISSED_INTERVALS * (known?.every_ms ?? SENDER_INTERVAL_MS);
     // One that isn't heard was lost soon after the session's last event.
-    return Math.max(known?.heard_at ?? 0, last_event_at) + (known?.bye ? 0 : silence_ms);
+    return Math.max(known?.heard_at ?? 0, last_event_at) + (known?.bye ? 0 : silenceOf(known));
   }
   const isLost = (sender: string, now: number) =>
     staleAt({ sender, last_event_at: 0 }, false, now) <= now;
@@ -1128,7 +1128,7 @@ function createSenders(startedAt: number) {
     /** In an event of `at`: one of long ago, or of before its bye, doesn't say that a sender lives. */
     hearIn(sender: string, at: number, now: number): void {
       const known = senders.get(sender);
-      const isOld = now - at >= UNHEARD_MS;
+      const isOld = now - at >= silenceOf(known);
       if (!isOld && !(known?.bye && at <= known.heard_at)) hear(sender, now);
     },
     /** Senders that were lost after `from`, or came back; null: it may be any, as those that aren't heard count as lost from now on. */
@@ -1614,7 +1614,7 @@ function createReader(sql: Sql, senders: Senders) {
       ORDER BY last_event_at DESC LIMIT ${SLICE_ROWS}`);
     const open = sql<Id>(`SELECT id FROM spans
        WHERE session_id IN (SELECT value FROM json_each($ids)) AND ended_at IS NULL
-       ORDER BY id DESC LIMIT ${MAX_RETOLD}`);
+       ORDER BY id DESC LIMIT ${SLICE_ROWS}`);
     const ids = select.all({ from, now, turned: JSON.stringify(turned) }).map(({ id }) => id);
     return rowsOf(ids, open.all({ ids: JSON.stringify(ids) }), now);
   }
@@ -1945,6 +1945,7 @@ interface Place {
   rows: number; // rows that events up to this id have changed,
   deletion: number; // deletions up to this id,
   time: number; // and, with rows, what time alone has changed, up to this time
+  isLoaded?: boolean; // it may have loaded all just now: told to do so again, it would without end
 }
 
 interface Subscriber {
@@ -1986,7 +1987,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
   /** What comes after the place of a subscriber, and the place after that. */
   function nextPage({ sessionId, hasRows, place }: Subscriber) {
     let { cursor, rows } = place;
-    const { deletion, time } = place;
+    const { deletion, time, isLoaded } = place;
     let text = "";
     const tell = (name: "session" | "span" | "session_deleted", id: string, row: object) => {
       if (sessionId === null || sessionId === id) text += frame(name, row);
@@ -2010,8 +2011,9 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
       const stale = staleRows.get(time) ?? store.staleRows(time - 1, latest.time);
       staleRows.set(time, stale);
       tellRows(stale);
-      if (sessionId === null && stale.sessions.length >= SLICE_ROWS)
-        text += resetFrame("more sessions fell silent at once than are told", cursor);
+      const isCut = Object.values(stale).some(({ length }) => length >= SLICE_ROWS);
+      if (isCut && sessionId === null && !isLoaded)
+        text += resetFrame("more fell silent at once than is told", cursor);
     }
     const until = hasRows ? store.nthFrom(cursor, PAGE_EVENTS_WITH_ROWS) : latest.cursor;
     const range = { sessionId, after: cursor, to: until };
@@ -2078,7 +2080,8 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     // The connection may have been cut between the latest events that it has and their rows.
     const rows = store.nthFrom(cursor, -PAGE_EVENTS_WITH_ROWS);
     const time = store.timeAt(cursor) - SWEEP_INTERVAL_MS;
-    return { cursor, rows, deletion: store.deletionAt(cursor), time };
+    const isLoaded = cursor === latest.cursor;
+    return { cursor, rows, deletion: store.deletionAt(cursor), time, isLoaded };
   }
 
   return {
@@ -2498,11 +2501,7 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       } catch (error) {
         bundle = null; // the next request tries again
         log.error(`dashboard: ${messageOf(error)}`);
-        throw new HttpError(
-          503,
-          "the dashboard can't be bundled; the server's log has it",
-          RETRY_LATER,
-        );
+        throw new HttpError(503, "the page can't be bundled; the server's log has it", RETRY_LATER);
       }
     },
     "GET /*": async (_query, { url }) => {
@@ -2592,8 +2591,6 @@ function createRoutes(parts: Parts, now: Clock): Routes {
   };
 }
 
-type Answer = ReturnType<typeof createAnswer>;
-
 /** Answers at `path`, or with what went wrong: nothing else turns errors into answers. */
 function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
   const handlerOf = (method: string) => routes[`${method === "HEAD" ? "GET" : method} ${path}`];
@@ -2660,10 +2657,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const servers: Bun.Server<undefined>[] = [];
   const routes = createRoutes(parts, now);
   const paths = Object.keys(routes).map((route) => route.replace(/^\w+ /, ""));
-  const answers = Object.fromEntries(
-    paths.map((path) => [path, createAnswer(path, routes, parts)] as const),
-  );
-  const listen = (hostname: string, port: number, routes: Record<string, Answer>, rest: Answer) =>
+  const listen = (hostname: string, port: number, paths: string[], rest: Routes) =>
     Bun.serve({
       hostname,
       port,
@@ -2671,14 +2665,16 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
       reusePort: false, // on without development, so that two servers share a port (Bun 1.4.5)
       idleTimeout: IDLE_TIMEOUT_SECONDS,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER, // readBody has the limit, and answers in JSON
-      routes,
-      fetch: rest,
+      routes: Object.fromEntries(
+        paths.map((path) => [path, createAnswer(path, routes, parts)] as const),
+      ),
+      fetch: createAnswer(ANY_PATH, rest, parts),
     });
   // Both loopback addresses for `localhost`: a client may try either first.
   for (const hostname of host.toLowerCase() === "localhost" ? LOOPBACK : [host])
     try {
       const shownPort = servers[0]?.port ?? port;
-      servers.push(listen(hostname, shownPort, answers, createAnswer(ANY_PATH, routes, parts)));
+      servers.push(listen(hostname, shownPort, paths, routes));
     } catch (error) {
       const isInUse = error instanceof Error && "code" in error && error.code === "EADDRINUSE";
       // A machine may lack IPv6; but where another program has its port, localhost would mean two servers.
@@ -2691,17 +2687,12 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
       throw new StartError(problem);
     }
   // Where the emitter of PAI-OpenCode posts to, if nothing else was said to it.
-  const ofPai = Object.fromEntries(
-    ["/events", "/health"].map((path) => [path, createAnswer(path, routes, parts)] as const),
-  );
   const { paiPort, isPaiEnabled } = config;
   for (const hostname of isPaiEnabled && paiPort !== servers[0]?.port ? LOOPBACK : [])
     try {
-      servers.push(listen(hostname, paiPort, ofPai, createAnswer(ANY_PATH, {}, parts)));
+      servers.push(listen(hostname, paiPort, ["/events", "/health"], {}));
     } catch (error) {
-      log.warn(
-        `PAI_OBSERVABILITY_PORT=${paiPort}: can't listen on ${hostname} (${messageOf(error)})`,
-      );
+      log.warn(`PAI_OBSERVABILITY_PORT=${paiPort}: not on ${hostname} (${messageOf(error)})`);
     }
 
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */
@@ -2726,13 +2717,13 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   let pruning = prune();
   let lastHead = 0;
   const mergeWhenIdle = () => {
-    const head = store.head();
     try {
+      const head = store.head();
       if (head === lastHead) store.merge();
+      lastHead = head;
     } catch (error) {
       asHttpError(error, log); // a full disk, or a lock: it stays in the log
     }
-    lastHead = head;
   };
   const timers = [
     setInterval(mergeWhenIdle, MINUTE_MS),

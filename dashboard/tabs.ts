@@ -40,6 +40,11 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
   /** Gives the lock back, or waits for it no longer. */
   let release = () => {};
 
+  function leaveChannel(): void {
+    channel?.close();
+    channel = null;
+  }
+
   function startLeading(): void {
     leads = true;
     term = Math.max(term + 1, Date.now() + Math.random());
@@ -66,9 +71,10 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
     };
     navigator.locks.request(NAME, steal ? { steal } : { signal }, hold).catch(({ name }) => {
       if (signal.aborted) return;
-      if (name !== "AbortError")
-        startLeading(); // locks are forbidden here
-      else if (leads) stopLeading();
+      if (name !== "AbortError") {
+        leaveChannel(); // locks are forbidden here: as where there are none
+        startLeading();
+      } else if (leads) stopLeading();
       else askForLock(true); // it was taken before this tab had heard that it had it
     });
   }
@@ -109,8 +115,7 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
     leave(): void {
       send();
       release();
-      channel?.close();
-      channel = null;
+      leaveChannel();
       leads = false;
     },
     takeLock: () => askForLock(true),

@@ -50,6 +50,7 @@ export async function follow<Memory>(options: FollowOptions<Memory>): Promise<ne
   const headers: Record<string, string> = token ? { Authorization: `Bearer ${token}` } : {};
   let problem = "";
   for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(MAX_PAUSE_MS, 2 * pauseMs)) {
+    const openedAt = performance.now();
     const connection = new AbortController();
     const watch = setTimeout(() => connection.abort(), MAX_SILENCE_MS);
     try {
@@ -70,6 +71,7 @@ export async function follow<Memory>(options: FollowOptions<Memory>): Promise<ne
     } catch (error) {
       clearTimeout(watch);
       connection.abort();
+      if (performance.now() - openedAt > MAX_SILENCE_MS) pauseMs = FIRST_PAUSE_MS; // it held, though quiet
       const { message, pauseMs: wantedMs = 0 } = error as Error & { pauseMs?: number };
       if (message !== problem) log(`${(problem = message)}; tries again`);
       await Bun.sleep(Math.max(pauseMs * (0.5 + Math.random()), wantedMs));

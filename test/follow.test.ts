@@ -3,7 +3,7 @@
  * comes twice, whoever is away, and what leaves has the form that its receiver wants.
  */
 
-import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { follow, openCursor } from "../follow/follow.ts";
@@ -827,4 +827,25 @@ describe("follow/ntfy.ts", () => {
       expect(memoryOf(second.file).waits).toEqual({});
     },
   );
+});
+
+test("a quiet stream is cut every hour → each time it is soon opened again", async () => {
+  let now = 0;
+  await using server = Bun.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    fetch: () => new Response(`id: ${(now += 3_600_000)}\n\n`),
+  });
+  const { promise: isDone, resolve: done } = Promise.withResolvers<void>();
+  const pauses: number[] = [];
+  using _clock = spyOn(performance, "now").mockImplementation(() => now);
+  using _sleep = spyOn(Bun, "sleep").mockImplementation((ms) => {
+    if (pauses.push(Number(ms)) < 8) return Promise.resolve();
+    done();
+    return new Promise(() => {});
+  });
+  const cursor = { place: { id: 0, memory: {} }, keep() {} };
+  void follow({ server: server.url.origin, cursor, receive() {}, log() {} });
+  await isDone;
+  expect(Math.max(...pauses)).toBeLessThan(1_000);
 });

@@ -352,6 +352,25 @@ test("an event of long ago, or of before its bye → doesn't say that its sender
   expect(await getJson(server, "/api/senders")).toMatchObject({ senders: [{ sender: "p1" }] });
 });
 
+test("an event that comes late from a sender with longer intervals → its session is told as lost in the end", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  const stream = await openStream(server, "?include=rows");
+  await hear(server, { every_ms: 60_000 });
+  clock.now += 110 * SECOND;
+  const timestamp = START + 70 * SECOND;
+  const data = { sender: "p1" };
+  await postEvent(server, { type: "session_start", session_id: "s", timestamp, data });
+  for (let passed = 110; passed < 320; passed += 10) {
+    clock.now = START + passed * SECOND;
+    await hear(server, { sender: `p${passed}` }); // which publishes
+  }
+  const isLost = ({ event, data = "" }: { event?: string; data?: string }) =>
+    event === "session" && JSON.parse(data).is_lost;
+  await waitFor(() => stream.frames.some(isLost), "that it is lost");
+  stream.close();
+});
+
 test("clients that return to the same event at different times → each is told what was silent by then", async () => {
   const clock = { now: START };
   await using server = await startAt(clock);
@@ -389,6 +408,46 @@ test("more sessions are lost at once than the stream tells rows of → it says s
     data: { sender: "many" },
   });
   await postEvent(server, Array.from({ length: 501 }, one));
+  await hear(server, { sender: "many", bye: true });
+  await waitFor(() => stream.frames.some(({ event }) => event === "reset"), "the reset");
+  stream.close();
+});
+
+test("a client that has loaded what so many sessions lost → goes on from there, and isn't told to load it again", async () => {
+  await using server = await startTestServer();
+  const one = (_: unknown, index: number) => ({
+    type: "session_start",
+    session_id: `s${index}`,
+    data: { sender: "many" },
+  });
+  const { body } = await postEvent(server, Array.from({ length: 501 }, one));
+  await hear(server, { sender: "many", bye: true });
+  const resumed = async (index: number) => {
+    const stream = await openStream(server, "?include=rows", {
+      "Last-Event-ID": String(body.ids?.at(index)),
+    });
+    await waitFor(() => stream.frames.some(({ event }) => event === "session"), "the rows");
+    stream.close();
+    return stream.frames.map(({ event }) => event);
+  };
+  expect(await resumed(-1)).not.toContain("reset");
+  expect(await resumed(-2)).toContain("reset"); // it was away meanwhile
+});
+
+test("more open calls are lost at once than the stream tells rows of → it says so", async () => {
+  await using server = await startTestServer();
+  const stream = await openStream(server, "?include=rows");
+  const one = (_: unknown, index: number) => ({
+    type: "tool_start",
+    session_id: `s${index % 3}`,
+    data: { tool: "bash", call_id: `c${index}`, sender: "many" },
+  });
+  await postEvent(server, [
+    ...["s0", "s1", "s2"].map((session_id) => ({
+      ...{ type: "session_start", session_id, data: { sender: "many" } },
+    })),
+    ...Array.from({ length: 501 }, one),
+  ]);
   await hear(server, { sender: "many", bye: true });
   await waitFor(() => stream.frames.some(({ event }) => event === "reset"), "the reset");
   stream.close();

@@ -2,7 +2,7 @@
 
 import { Database } from "bun:sqlite";
 import { afterEach, describe, expect, jest, spyOn, test } from "bun:test";
-import { copyFileSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, rmSync, statSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import {
   createHub,
@@ -1170,6 +1170,25 @@ describe("prune", () => {
     jest.advanceTimersByTime(60_000);
     jest.useRealTimers();
     expect(eventsInCopy()).toBe(1);
+  });
+
+  test("a file that can't be read any more → a line in the log each minute, and the server goes on", async () => {
+    const errors: string[] = [];
+    const error = (line: string) => void errors.push(line);
+    jest.useFakeTimers();
+    await using server = await startTestServer({
+      log: { debug() {}, info() {}, warn() {}, error },
+    });
+    await postEvent(server, startedNow);
+    const path = databasePath(server.dataDir);
+    using other = new Database(path);
+    other.run("CREATE TABLE other (id)"); // or it would read what it has in memory
+    other.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    truncateSync(path, 8_192);
+    jest.advanceTimersByTime(60_000);
+    jest.useRealTimers();
+    expect(errors).toContainEqual(expect.stringContaining("SQLITE_CORRUPT"));
+    expect((await fetch(`${server.url}/health`)).status).toBe(503);
   });
 
   test("a server under which a session expires → deletes it within the hour", async () => {

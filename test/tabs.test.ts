@@ -166,18 +166,29 @@ describe.skipIf(!hasChromium)("tabs", () => {
     60_000,
   );
 
-  test.concurrent(
-    "tabs without locks have a stream each",
-    async () => {
+  test.concurrent.each([
+    ["without locks", "delete Navigator.prototype.locks"], // as on http:// and a name that is not loopback
+    [
+      "whose locks are forbidden", // as where the browser keeps nothing for sites
+      `LockManager.prototype.request = () => Promise.reject(new DOMException("", "SecurityError"))`,
+    ],
+  ])(
+    "tabs %s have a stream each",
+    async (_, before) => {
       await using fresh = await startTestServer();
       await post(fresh, call("0"));
-      const noLocks = "delete Navigator.prototype.locks"; // as on http:// and a name that is not loopback
-      using first = await openPage(fresh, { before: noLocks });
-      using second = await openPage(fresh, { before: noLocks });
+      const counted = `${before}; window.streams = 0; window.EventSource = class extends EventSource {
+        constructor(url) { super(url); window.streams++; }
+      }`;
+      using first = await openPage(fresh, { before: counted });
+      using second = await openPage(fresh, { before: counted });
       await waitFor(async () => (await subscribers(fresh)) === 2, "two streams");
-      await post(fresh, call("1"));
-      for (const page of [first, second])
-        await waitFor(async () => (await names(page)) === "0,1", "the event");
+      for (const tool of ["1", "2", "3"]) {
+        await post(fresh, call(tool));
+        for (const page of [first, second])
+          await waitFor(async () => (await names(page)).endsWith(tool), "the event");
+      }
+      for (const page of [first, second]) expect(await page.run<number>("window.streams")).toBe(1);
     },
     60_000,
   );

@@ -567,13 +567,16 @@ test("numbers of tokens that can be none → not known, and the sums of the othe
     `{"type":"model_response","session_id":"s","timestamp":${second++},"data":{"call_id":"${call_id}","tokens":${tokens}}}`;
   for (const body of [
     answer("one", "5"),
+    answer("four", JSON.stringify({ ...Array(20_000).fill(1e12) })), // their sum can be none, too
+    answer("four", "1"),
+    answer("five", "9e14"), // of ten such the sum isn't exact
     answer("two", "1e300"),
     answer("two", "10"),
     answer("three", '{"input":1e999}'),
     answer("three", '{"input":-3,"output":7}'),
   ])
     expect((await postBody(server, body)).status).toBe(201);
-  expect(await sessionOf("s", server)).toMatchObject({ tokens: { own: 22 } });
+  expect(await sessionOf("s", server)).toMatchObject({ tokens: { own: 23 } });
 });
 
 test("ids with a NUL in them → the calls of two sessions stay apart", async () => {
