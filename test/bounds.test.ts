@@ -93,7 +93,7 @@ async function memoryGrowth(
 }
 
 describe("a session of long calls", () => {
-  const CALLS = isSoak ? 250 : 100;
+  const CALLS = isSoak ? 250 : 60;
   const CALL_CHARS = 900_000;
   const MARK = '"call_id":"call_';
   const PATH = "/api/sessions/long";
@@ -340,7 +340,7 @@ function idOf(json: string): string {
 }
 
 describe("history", () => {
-  const EVENTS = isSoak ? 1_000_000 : 50_000;
+  const EVENTS = isSoak ? 1_000_000 : 20_000;
   // Together they look at a million events.
   const AT_ONCE = 1_000_000 / EVENTS;
   test(`?sessionId=&type= over a session of ${EVENTS} events, ${AT_ONCE} at once → finds the one there is, and nobody waits`, async () => {
@@ -396,7 +396,7 @@ describe("history", () => {
 });
 
 describe("analytics", () => {
-  const NAMES = isSoak ? 100_000 : 20_000;
+  const NAMES = isSoak ? 100_000 : 8_000;
   const AT_ONCE = isSoak ? 1 : 8;
   test(`${NAMES} tools, ${AT_ONCE} at once → all of them, and nobody waits`, async () => {
     await using server = await spawnServer({ dataDir: tempDir() });

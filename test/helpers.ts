@@ -443,7 +443,7 @@ if (!hasChromium) console.warn("skipped: the browser tests, for want of Chromium
 export function openBrowser(options: Bun.WebView.ConstructorOptions = {}): Bun.WebView {
   return new Bun.WebView({
     ...options,
-    backend: { type: "chrome", url: false, argv: ["--no-sandbox"] },
+    backend: { type: "chrome", url: false, argv: ["--no-sandbox", "--disable-gpu"] },
   });
 }
 

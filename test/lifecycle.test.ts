@@ -34,7 +34,7 @@ import {
 } from "./helpers.ts";
 
 const PROJECT = join(import.meta.dir, "..");
-const KILLS = 20;
+const KILLS = isSoak ? 20 : 8;
 /** Within the retention of every start here. */
 const FROM = Date.now() - 3_600_000;
 

@@ -39,7 +39,7 @@ const MINUTE_MS = 60 * SECOND_MS;
 const HOUR_MS = 60 * MINUTE_MS;
 
 const SCALE = isSoak ? 10 : 1;
-const GROUPS = 32 * SCALE;
+const GROUPS = 12 * SCALE;
 const HISTORIES_PER_GROUP = 160;
 /** Groups whose servers run side by side: while one waits for its retention, another goes on. */
 const LANES = 2;
@@ -51,7 +51,7 @@ const TIMEOUT_MS = 240_000 * SCALE;
 /** A row that time alone has changed may take 5 s; the rest is for a busy machine. */
 const PATIENCE_MS = 12_000;
 
-const STREAM_GROUPS = 3 * SCALE;
+const STREAM_GROUPS = 2 * SCALE;
 const HISTORIES_PER_STREAM = 50;
 const ORDER_GROUPS = 2 * SCALE;
 const HISTORIES_PER_ORDER = 50;

@@ -26,7 +26,7 @@ interface Probe {
 export async function longestWait(
   { port, pid }: Probe,
   action: (repetition: number) => Promise<unknown>,
-  repetitions = isSoak ? 3 : 2,
+  repetitions = isSoak ? 3 : 1,
 ): Promise<number> {
   const worker = new Worker(new URL(import.meta.url), { workerData: { port, pid } });
   const next = () => new Promise<number>((resolve) => worker.once("message", resolve));
