@@ -2647,6 +2647,9 @@ const IDLE_TIMEOUT_SECONDS = 40; // longer than two heartbeats, so that only str
 const LOOPBACK = ["127.0.0.1", "::1"];
 const STOP_LIMIT_MS = 1_500; // only clients that don't read are still there then
 
+const isInUse = (error: unknown) =>
+  error instanceof Error && "code" in error && error.code === "EADDRINUSE";
+
 /** Starts the server. @returns its URL, and how to stop it: in 2 s, all acknowledged in the file. @throws StartError */
 export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const { host, port } = config;
@@ -2676,12 +2679,11 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
       const shownPort = servers[0]?.port ?? port;
       servers.push(listen(hostname, shownPort, paths, routes));
     } catch (error) {
-      const isInUse = error instanceof Error && "code" in error && error.code === "EADDRINUSE";
       // A machine may lack IPv6; but where another program has its port, localhost would mean two servers.
-      if (servers.length > 0 && (!isInUse || port === 0)) continue;
+      if (servers.length > 0 && (!isInUse(error) || port === 0)) continue;
       for (const server of servers) server.stop(true);
       store.close();
-      const problem = isInUse
+      const problem = isInUse(error)
         ? `PORT=${port}: in use on ${hostname}; find by whom with "lsof -i :${port}", or set another PORT`
         : `HOST=${JSON.stringify(host)}, PORT=${port}: can't listen there (${messageOf(error)})`;
       throw new StartError(problem);
@@ -2692,7 +2694,8 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
     try {
       servers.push(listen(hostname, paiPort, ["/events", "/health"], {}));
     } catch (error) {
-      log.warn(`PAI_OBSERVABILITY_PORT=${paiPort}: not on ${hostname} (${messageOf(error)})`);
+      const say = isInUse(error) ? log.warn : log.debug; // without IPv6 there is no ::1
+      say(`PAI_OBSERVABILITY_PORT=${paiPort}: not on ${hostname} (${messageOf(error)})`);
     }
 
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */
