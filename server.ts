@@ -2615,7 +2615,11 @@ function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
       log.debug(`${status} ${method} ${url.replace(/\?.*/s, "")}: ${reason}`);
       const isAsked = status === 401 && req.headers.get("accept")?.includes("text/html");
       response = isAsked
-        ? reply(String(loginPage).replace("<!-- problem -->", message), PAGE_HEADERS, status)
+        ? reply(
+            String(loginPage).replace("<!-- problem -->", url.includes("token=") ? message : ""),
+            PAGE_HEADERS,
+            status,
+          )
         : json({ error: message }, headers, status);
     }
     for (const name in cors) response.headers.set(name, cors[name] ?? "");

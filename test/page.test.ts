@@ -131,7 +131,9 @@ describe("the login", () => {
       expect(response.status).toBe(401);
       expect(response.headers.get("content-type")).toBe("text/html; charset=utf-8");
       expect(response.headers.get("x-frame-options")).toBe("DENY");
-      expect(await response.text()).toContain('name="token"');
+      const page = await response.text();
+      expect(page).toContain('name="token"');
+      expect(page).not.toContain("Bearer"); // which is for programs
     },
   );
 
