@@ -18,6 +18,11 @@ describe.skipIf(!hasChromium)("tabs", () => {
   const names = async (page: Page) => (await page.texts(".feed-name")).toReversed().join();
   const numbers = (count: number) => Array.from({ length: count }, (_, index) => index).join();
   const isLive = async (page: Page) => (await page.text("#connection-text")) === "Live";
+  const openLive = async (...of: Parameters<typeof openPage>) => {
+    const page = await openPage(...of);
+    await waitFor(() => isLive(page), "the tab to be live");
+    return page;
+  };
 
   test.concurrent(
     "eight tabs share one stream; the next takes it over, and none misses an event",
@@ -80,10 +85,8 @@ describe.skipIf(!hasChromium)("tabs", () => {
     async () => {
       await using fresh = await startTestServer();
       await post(fresh, call("0"));
-      using first = await openPage(fresh);
-      await waitFor(() => isLive(first), "the first to be live");
-      using second = await openPage(fresh);
-      await waitFor(() => isLive(second), "the second to be live");
+      using first = await openLive(fresh);
+      using second = await openLive(fresh);
       const hung = first.run(
         `(() => { const end = Date.now() + 6_000; while (Date.now() < end); })()`,
       );
@@ -108,16 +111,13 @@ describe.skipIf(!hasChromium)("tabs", () => {
     async () => {
       await using fresh = await startTestServer();
       await post(fresh, call("0"));
-      const leader = await openPage(fresh);
-      await waitFor(() => isLive(leader), "the leader to be live");
-      using next = await openPage(fresh);
-      await waitFor(() => isLive(next), "the next to be live");
-      using deaf = await openPage(fresh, {
+      const leader = await openLive(fresh);
+      using next = await openLive(fresh);
+      using deaf = await openLive(fresh, {
         before: `BroadcastChannel.prototype.addEventListener = function (type, heard) {
         EventTarget.prototype.addEventListener.call(this, type, (event) => window.isDeaf || heard(event));
       }`,
       });
-      await waitFor(() => isLive(deaf), "the last to be live");
       await deaf.run("window.isDeaf = true");
       for (const tool of ["1", "2", "3"]) {
         await post(fresh, call(tool));
@@ -139,8 +139,7 @@ describe.skipIf(!hasChromium)("tabs", () => {
     async () => {
       await using fresh = await startTestServer();
       await post(fresh, call("0"));
-      using first = await openPage(fresh);
-      await waitFor(() => isLive(first), "the first to be live");
+      using _ = await openLive(fresh);
       // Between the first answer, which says up to where the others go, and what it does with it.
       const before = `{
       const ask = fetch;
@@ -199,8 +198,7 @@ describe.skipIf(!hasChromium)("tabs", () => {
       await using fresh = await startTestServer();
       await post(fresh, call("old"));
       using first = await openPage(fresh);
-      using second = await openPage(fresh);
-      await waitFor(() => isLive(second), "both to be live");
+      using second = await openLive(fresh);
       await fresh.stop();
       for (const suffix of ["", "-wal", "-shm"])
         rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
