@@ -339,6 +339,24 @@ test("an event that names no sender, in a lost session → its calls are told as
   stream.close();
 });
 
+test("a sender that isn't heard since a restart → its session is told as lost 30 s after each event", async () => {
+  const clock = { now: START };
+  await using server = await startAt(clock);
+  await post(server);
+  await server.restart();
+  clock.now += 60 * SECOND;
+  const stream = await openStream(server, "?include=rows");
+  const lastStatus = () =>
+    JSON.parse(stream.frames.findLast(({ event }) => event === "session")?.data ?? "{}").status;
+  await hear(server, { sender: "another" }); // time goes on, past that in which all could be heard
+  await postEvent(server, { type: "message_user", session_id: "s" }); // names no sender
+  await waitFor(() => lastStatus() === "active", "the session is told as active");
+  clock.now += 31 * SECOND;
+  await hear(server, { sender: "other" });
+  await waitFor(() => lastStatus() === "stale", "the session is told as lost");
+  stream.close();
+});
+
 test("an event of long ago, or of before its bye → doesn't say that its sender lives", async () => {
   const clock = { now: START };
   await using server = await startAt(clock);
