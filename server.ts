@@ -11,7 +11,7 @@
  * Log         one line each, never a payload
  * Events      unknown JSON in, a TelemetryEvent out, or an error that names the field
  * Spans       the one fold: what belongs together, and what it counts for
- * Store       all SQL: the log, the folds (writer), the answers (reader), retention
+ * Store       all SQL: the log, the folds (writer), the answers (reader), search, retention
  * Hub         fan-out: a subscriber is a cursor on the log
  * Ingest      group commit: one turn of the event loop, one transaction
  * Guard       who may ask: Host, Origin, token, content type, size
@@ -22,7 +22,6 @@
  */
 
 import { Database, SQLiteError } from "bun:sqlite";
-import { timingSafeEqual } from "node:crypto";
 import {
   chmodSync,
   closeSync,
@@ -34,11 +33,23 @@ import {
   statSync,
 } from "node:fs";
 import { join } from "node:path";
-import { bundleDashboard } from "./dashboard/bundle.ts";
-import loginPage from "./dashboard/login.html" with { type: "text" };
-import { startFollowers } from "./follow/start.ts";
+import { createDashboard } from "./dashboard/bundle.ts";
+import { createLogin, loginPage } from "./dashboard/login.ts";
+import { createMetrics, METRICS_TYPE } from "./follow/metrics.ts";
+import { FOLLOWER_VARIABLES, startFollowers } from "./follow/start.ts";
+import { traceEvents } from "./follow/trace.ts";
 import { version } from "./package.json";
-import pluginText from "./plugin/observability.ts" with { type: "text" };
+import { agentOfTask, fromPai } from "./plugin/pai.ts";
+import { defaultDataDir, PLUGIN_VERSION, pluginFor, runCommand } from "./plugin/install.ts";
+import {
+  createSenders,
+  type Heard,
+  type Senders,
+  type Sent,
+  STALE_MS,
+  STALE_OPEN_MS,
+  UNHEARD_MS,
+} from "./plugin/senders.ts";
 
 const SECOND_MS = 1_000;
 const MINUTE_MS = 60 * SECOND_MS;
@@ -57,21 +68,19 @@ const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
 type LogLevel = (typeof LOG_LEVELS)[number];
 
 type Format = Pick<RegExp, "test">; // what a text must look like
-const wholeNumber = (min: number, max: number): Format => ({
-  test: (text) => /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max,
-});
+type Rule = readonly [format: Format, expected: string];
+const wholeNumber = (min: number, max: number): Rule => [
+  { test: (text) => /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max },
+  `a whole number from ${min} to ${max}`,
+];
 const HOURS = /^(?=.*[1-9])\d{0,9}(\.\d{1,20})?$/; // above 0
 const HOST = /^([\w.-]+|\[?[0-9a-f:.]+\]?)$/i;
 const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i; // group 1: name, or [v6]
 const LEVEL = new RegExp(`^(${LOG_LEVELS.join("|")})$`, "i");
 const TOKEN = /^[\x21-\x7e]{32,}$/;
-const HTTP_URL = /^https?:\/\/[^\s/]+\S*$/;
-const TOPIC_URL = /^https?:\/\/[^\s/]+\/\S*[^\s/]\/*$/;
 const ORIGIN: Format = { test: (text) => URL.parse(text)?.origin === text };
 const items = (list: string) => list.split(",").flatMap((item) => item.trim() || []);
-const list = (item: Format): Format => ({
-  test: (text) => items(text).every((it) => item.test(it)),
-});
+const list = (one: Format): Format => ({ test: (text) => items(text).every((it) => one.test(it)) });
 const bare = (host: string) => host.replace(/^\[|\]$/g, ""); // an IPv6 address without its brackets
 const isLoopback = (host: string) => /^(localhost|127(\.\d{1,3}){3}|::1)$/i.test(bare(host));
 
@@ -83,7 +92,7 @@ export type Config = ReturnType<typeof loadConfig>;
 /** The configuration in `env`; an empty value counts as not set. @throws StartError, one line per bad variable */
 export function loadConfig(env: Record<string, string | undefined>) {
   const problems: string[] = [];
-  function read(name: string, absent: string, format: Format, expected: string): string {
+  function read(name: string, absent: string, ...[format, expected]: Rule): string {
     const text = env[name]?.trim() || absent;
     if (text === absent || format.test(text)) return text;
     const shown = /TOKEN|HEADERS/.test(name) ? "(not shown)" : JSON.stringify(text);
@@ -92,9 +101,9 @@ export function loadConfig(env: Record<string, string | undefined>) {
   }
 
   const config = {
-    port: Number(read("PORT", "3001", wholeNumber(0, 65_535), "a whole number from 0 to 65535")),
+    port: Number(read("PORT", "3001", ...wholeNumber(0, 65_535))),
     host: bare(read("HOST", "localhost", HOST, "a host name or an address, without a port")),
-    dataDir: read("DATA_DIR", "./data", /./, "a directory"),
+    dataDir: read("DATA_DIR", defaultDataDir(), /./, "a directory"),
     retentionHours: Number(read("RETENTION_HOURS", "168", HOURS, "a number of hours above 0")),
     logLevel: read("LOG_LEVEL", "info", LEVEL, LOG_LEVELS.join(", ")).toLowerCase(),
     authToken: read("AUTH_TOKEN", "", TOKEN, "at least 32 printable characters, no spaces") || null,
@@ -102,21 +111,14 @@ export function loadConfig(env: Record<string, string | undefined>) {
       read("ALLOWED_HOSTS", "", list(HOST_HEADER), "host names, comma-separated").toLowerCase(),
     ),
     allowedOrigins: items(read("ALLOWED_ORIGINS", "", list(ORIGIN), "origins, comma-separated")),
-    maxSubscribers: Number(
-      read("MAX_SUBSCRIBERS", "256", wholeNumber(1, 1e5), "a whole number from 1 to 100000"),
-    ),
-    paiPort: Number(
-      read("PAI_OBSERVABILITY_PORT", "8889", wholeNumber(0, 65_535), "a whole number to 65535"),
-    ),
+    maxSubscribers: Number(read("MAX_SUBSCRIBERS", "256", ...wholeNumber(1, 100_000))),
+    paiPort: Number(read("PAI_OBSERVABILITY_PORT", "8889", ...wholeNumber(0, 65_535))),
     isPaiEnabled: /^true$/i.test(
       read("PAI_OBSERVABILITY_ENABLED", "true", /^(true|false)$/i, "true or false"),
     ),
-    followers: {
-      OTEL_EXPORTER_OTLP_ENDPOINT: read("OTEL_EXPORTER_OTLP_ENDPOINT", "", HTTP_URL, "a URL"),
-      OTEL_EXPORTER_OTLP_HEADERS: read("OTEL_EXPORTER_OTLP_HEADERS", "", /=/, "name=value, …"),
-      NOTIFY_URL: read("NOTIFY_URL", "", TOPIC_URL, "a URL of ntfy, with a topic"),
-      NOTIFY_AFTER: read("NOTIFY_AFTER", "20", wholeNumber(0, 1e6), "a whole number of seconds"),
-    },
+    followers: Object.fromEntries(
+      Object.entries(FOLLOWER_VARIABLES).map(([name, rule]) => [name, read(name, ...rule)]),
+    ),
   };
   if (!isLoopback(config.host) && !env.AUTH_TOKEN?.trim())
     problems.push(
@@ -169,7 +171,7 @@ const escapeChar = (char: string) => `\\u${char.charCodeAt(0).toString(16).padSt
 
 // ─── Events ──────────────────────────────────────────────────────────────────
 // Unknown JSON in, a TelemetryEvent out, or an HttpError that names the field. Pure. The dialect of
-// pai-unified.ts is translated here, at the edge: nothing below knows that it exists.
+// pai-unified.ts is translated at this edge, by plugin/pai.ts: nothing below knows that it exists.
 
 /** An answer other than success: `message` says what was wrong and where. */
 export class HttpError extends Error {
@@ -239,16 +241,9 @@ type Outcome = (typeof OUTCOMES)[number];
 
 const ENVELOPE = { session_id: required(ID), id: ID, timestamp: TIME };
 const SESSION_FACTS = {
-  title: TEXT,
-  directory: TEXT,
-  agent: TEXT,
-  model: either(TEXT, OBJECT),
-  parent_session_id: NAME,
-  tokens: either(NUMBER, OBJECT),
-  cost: NUMBER,
-  todos: LIST,
-  changes: OBJECT,
-  sender: NAME,
+  ...{ title: TEXT, directory: TEXT, agent: TEXT, model: either(TEXT, OBJECT) },
+  ...{ parent_session_id: NAME, sender: NAME, tokens: either(NUMBER, OBJECT), cost: NUMBER },
+  ...{ todos: LIST, changes: OBJECT },
 };
 const LAST_FACTS = { ...SESSION_FACTS, reason: TEXT };
 const OUTCOME = field(`one of ${OUTCOMES.join(", ")}`, isOutcome);
@@ -309,12 +304,15 @@ export function parseEvent(body: unknown, receivedAt: number): TelemetryEvent {
   if (!isRecord(body)) throw invalid("event", "a JSON object", body);
   if (isDeeperThan(body, MAX_DEPTH))
     throw new HttpError(400, `event: nested deeper than ${MAX_DEPTH} levels`);
-  const isDialect = Object.hasOwn(body, "event_type") && body.type == null;
-  return isDialect ? parseDialect(body, receivedAt) : parseOwn(body, receivedAt);
+  if (!Object.hasOwn(body, "event_type") || body.type != null) return parseOwn(body, receivedAt);
+  const event = parseOwn(fromPai(body), receivedAt, "event_type");
+  const agent = agentOfTask(event);
+  return agent === null ? event : { ...event, implied: parseOwn(agent, event.timestamp) };
 }
 
-function parseOwn({ id, type, session_id, timestamp, data, ...rest }: Fields, receivedAt: number) {
-  if (!isEventType(type)) throw invalid("type", ONE_TYPE, type);
+function parseOwn(body: Fields, receivedAt: number, typeName = "type") {
+  const { id, type, session_id, timestamp, data, ...rest } = body;
+  if (!isEventType(type)) throw invalid(typeName, ONE_TYPE, type);
   // A number is the id that an exported event has.
   const client_id = Number.isSafeInteger(id) && Number(id) > 0 ? String(id) : id;
   check(ENVELOPE, { session_id, id: client_id, timestamp });
@@ -368,18 +366,15 @@ const INTERVAL = amount("milliseconds", 1_000, 3_600_000);
 const SENDER = { sender: NEEDED_NAME, name: NAME, version: NAME, bye: FLAG, every_ms: INTERVAL };
 
 /** What a sender says of itself: that it lives, or (`bye`) that it ends. @throws HttpError 400 */
-export function parseSender(body: unknown) {
+export function parseSender(body: unknown): Heard {
   if (!isRecord(body)) throw invalid("sender", "a JSON object", body);
   check(SENDER, body);
   return {
     sender: textOrNull(body.sender) ?? "",
     every_ms: numberOrNull(body.every_ms),
-    name: textOrNull(body.name),
-    version: textOrNull(body.version),
-    bye: body.bye === true,
+    ...{ name: textOrNull(body.name), version: textOrNull(body.version), bye: body.bye === true },
   };
 }
-type Heard = ReturnType<typeof parseSender>;
 
 /** A time in milliseconds; NaN for what is none, such as noon of February 30, or noon without an offset: whose? */
 function timeOf(value: unknown): number {
@@ -410,43 +405,6 @@ function cutFact(value: unknown): unknown {
   if (!Array.isArray(value)) return value;
   let chars = 1; // the brackets; each item comes with a comma or a bracket
   return value.filter((item) => (chars += JSON.stringify(item).length + 1) <= MAX_FACT_CHARS);
-}
-
-const TASK_TOOL = /^(mcp_)?task$/i; // all that is posted of a subagent is its call, once it is done
-
-/** An event of PAI-OpenCode 3.0.1 in our words: `tool.execute` is tool_use; else dots are underscores. */
-function parseDialect({ event_type, ...event }: Fields, receivedAt: number): TelemetryEvent {
-  const name = event_type === "tool.execute" ? "tool_use" : event_type;
-  const type = typeof name === "string" ? name.replaceAll(".", "_") : name;
-  if (!isEventType(type)) throw invalid("event_type", ONE_TYPE, type);
-  if (event.data != null && !isRecord(event.data))
-    throw invalid("data", "a JSON object", event.data);
-  const { task_id, args_preview, working_directory, agent_type, ...data } = event.data ?? {};
-  data.call_id = task_id ?? data.call_id;
-  data.args = args_preview ?? data.args; // JSON text, cut at 200 characters
-  data.directory = working_directory ?? data.directory;
-  data.subagent_type = agent_type ?? data.subagent_type;
-  if (type === "agent_spawn" || type === "agent_complete") data.subagent_type ??= "unknown";
-  if (isRecord(data.model)) data.model = data.model.name ?? data.model.id; // the rest can hold keys
-  if (type === "session_end" && typeof data.duration_ms === "number")
-    data.duration_seconds = data.duration_ms / SECOND_MS;
-  const isTask = type === "tool_use" && TASK_TOOL.test(String(data.tool));
-  if (isTask && event.id) data.call_id ??= String(event.id); // its agent's too: one cause is one error
-  const call = parseOwn({ ...event, type, data }, receivedAt);
-  return isTask ? { ...call, implied: agentOfTask(call) } : call;
-}
-
-/** The subagent behind a task call, as far as the preview of its arguments tells: JSON that may break off anywhere. */
-function agentOfTask(call: TelemetryEvent) {
-  const { session_id, timestamp, duration_ms, call_id, failed, fields } = call;
-  const preview = typeof fields.args === "string" ? fields.args.slice(0, MAX_FACT_CHARS) : "";
-  const read = (pattern: RegExp): string | null =>
-    JSON.parse(pattern.exec(preview)?.[1]?.concat('"') ?? "null");
-  const name = read(/"subagent_type"\s*:\s*("(?:[^"\\\p{Cc}]|\\["\\/bfnrt]|\\u[\da-f]{4})*)"/iu);
-  const prompt = read(/"prompt"\s*:\s*("(?:[^"\\\p{Cc}]|\\["\\/bfnrt]|\\u[\da-f]{4})*)/iu);
-  const subagent_type = isName(name) ? name : "unknown";
-  const data = { subagent_type, prompt, duration_ms, call_id, success: !failed };
-  return parseOwn({ type: "agent_spawn", session_id, data }, timestamp);
 }
 
 function isDeeperThan(value: object, levels: number): boolean {
@@ -564,8 +522,11 @@ function spanRow({ id, session_id, kind, key }: SpanKey & Id, halves: Halves, ch
 const ERRORS: readonly unknown[] = ["failed", "exit"];
 const hasErred = (span: SpanRow | null) => span !== null && ERRORS.includes(span.outcome);
 
+const TOKEN_KINDS = ["total", "input", "output", "reasoning", "cache_read", "cache_write"];
+type Sums = Record<string, number>; // that can be added and taken back
+
 /** What a span counts for: at most one call, one duration and one error, unless its agent's span has that error. */
-function contribution(span: SpanRow, isToldByAgent = false) {
+function contribution(span: SpanRow, directory: string | null, isToldByAgent = false) {
   const { kind, name, duration_ms, tokens, nanodollars } = span;
   // A completion whose agent was never told of is no agent.
   const count = kind === "agent" && span.start_id === null ? 0 : 1;
@@ -574,11 +535,24 @@ function contribution(span: SpanRow, isToldByAgent = false) {
   const total_ms = timed * (duration_ms ?? 0);
   const errors = hasErred(span) && !isToldByAgent ? 1 : 0;
   const isModel = kind === "model";
+  const at = span.ended_at ?? span.started_at; // in whose periods it counts
+  const sums: Sums = { count, timed, total_ms, waited_ms, errors };
+  if (timed) sums[durationStep(total_ms - waited_ms)] = 1;
+  const spent: Sums = { count };
+  const names = { usage: name, spend: "" };
+  if (isModel) {
+    const { provider = null, agent = null, ...said }: Fields = JSON.parse(span.attributes);
+    const told: Fields = { ...Object(said.tokens), total: tokens };
+    for (const part of TOKEN_KINDS) spent[part] = tokenCount(told[part]) ?? 0;
+    spent.nanodollars = nanodollars ?? 0;
+    const first_token_ms = whole(said.first_token_ms);
+    Object.assign(sums, spent, { first_tokens: first_token_ms === null ? 0 : 1 }); // how many are known
+    sums.first_token_ms = first_token_ms ?? 0;
+    names.usage = JSON.stringify({ model: name, provider });
+    names.spend = JSON.stringify({ day: iso(at).slice(0, 10), model: name, agent, directory });
+  }
   return {
-    ...{ kind, name },
-    at: span.ended_at ?? span.started_at, // in whose minute it counts
-    step: timed ? durationStep(total_ms - waited_ms) : null,
-    usage: { count, timed, total_ms, waited_ms, errors },
+    ...{ kind, at, names, sums, spent },
     session: {
       tool_count: kind === "tool" ? 1 : 0,
       agent_count: kind === "agent" ? count : 0,
@@ -598,14 +572,12 @@ function addTo<K extends string>(to: NoInfer<Record<K, number>>, by: Record<K, n
 // that can be added and taken back. Its error is at most half a step.
 const STEP = Math.log(1.09);
 
-type Steps = Record<string, number>; // how many durations there are of each step
-
 /** 0 for less than a millisecond, then 1 for 1 to 1.09 ms, and so on. */
 const durationStep = (ms: number) => (ms < 1 ? 0 : 1 + Math.floor(Math.log(ms) / STEP));
 
-/** The duration that `share` of all don't exceed; null: there are none. */
-function percentile(steps: Steps, share: number): number | null {
-  const ascending = Object.entries(steps); // as an object gives keys that are whole numbers
+/** The duration that `share` of all don't exceed, by how many `sums` has of each step; null: there are none. */
+function percentile(sums: Sums, share: number): number | null {
+  const ascending = Object.entries(sums).filter(([step]) => /^\d/.test(step)); // as an object gives such keys
   let left = Math.max(1, Math.ceil(ascending.reduce((sum, [, count]) => sum + count, 0) * share));
   const found = ascending.find(([, count]) => (left -= count) <= 0);
   if (found === undefined) return null;
@@ -619,8 +591,8 @@ function percentile(steps: Steps, share: number): number | null {
 
 const APPLICATION_ID = 0x50414f42; // "PAOB" in the header of the file: SQLite's way to tell whose database it is
 
-// Each brings the schema to the version of its index + 1 (PRAGMA user_version): a change appends one. What is
-// in `unfolded` is folded anew from the log, after sessions, spans, span_keys and usage were emptied.
+// Each brings the schema to the version of its index + 1 (PRAGMA user_version): a change appends one. The folds
+// stand in the latest that changed them, which has them folded anew: from the log, as `unfolded` says.
 const MIGRATIONS = [
   `PRAGMA application_id = ${APPLICATION_ID};
    CREATE TABLE events (
@@ -640,13 +612,39 @@ const MIGRATIONS = [
    INSERT INTO watermark SELECT seq FROM sqlite_sequence WHERE name = 'events';`,
 
   `DROP INDEX IF EXISTS events_client_id; DROP INDEX IF EXISTS events_type; DROP INDEX IF EXISTS events_agent_call;
-   DROP TABLE IF EXISTS sessions; DROP TABLE IF EXISTS usage;
    CREATE UNIQUE INDEX events_client_id ON events (client_id, session_id) WHERE client_id IS NOT NULL;
    CREATE INDEX events_type ON events (type) -- most events are of these four: a page of one is found without
      WHERE type <> 'tool_use' AND type <> 'tool_start' AND type <> 'model_request' AND type <> 'model_response';
    CREATE INDEX events_pairing ON events (session_id, name, timestamp) WHERE type = 'agent_complete' AND call_id IS NULL;
    CREATE INDEX events_cuts ON events (session_id, timestamp, type) WHERE type = 'session_end' OR type = 'turn_start';
    CREATE INDEX events_errors ON events (timestamp) WHERE type = 'session_error';
+   CREATE TABLE unfolded (next_id INTEGER NOT NULL);
+   -- The sessions that retention took, the latest 10,000: who missed more is below the watermark.
+   CREATE TABLE deletions (
+     id            INTEGER PRIMARY KEY AUTOINCREMENT,
+     session_id    TEXT    NOT NULL UNIQUE,
+     relatives     TEXT    NOT NULL, -- sessions whose rows it changed, a JSON array
+     last_event_id INTEGER NOT NULL, head INTEGER NOT NULL -- the newest event at that time
+   );
+   CREATE TRIGGER deletions_bounded AFTER INSERT ON deletions WHEN EXISTS (SELECT 1 FROM deletions WHERE id <= NEW.id - 10000) BEGIN
+     UPDATE watermark SET event_id = MAX(event_id, (SELECT MAX(head) FROM deletions WHERE id <= NEW.id - 10000));
+     DELETE FROM deletions WHERE id <= NEW.id - 10000;
+   END;
+   ALTER TABLE watermark ADD COLUMN cutoff     INTEGER NOT NULL DEFAULT 0; -- of the latest retention, milliseconds
+   ALTER TABLE watermark ADD COLUMN keyed_from INTEGER NOT NULL DEFAULT 0;
+   -- Ids that no event has: each start goes on at its time. A cursor among them is from after a backup that was put back.
+   CREATE TABLE gaps (from_id INTEGER NOT NULL, to_id INTEGER NOT NULL);`,
+
+  "", // changed the folds, as the next does
+
+  `CREATE VIRTUAL TABLE search USING fts5 (words, content = '', contentless_delete = 1, detail = none, tokenize = 'ascii');
+   CREATE TRIGGER events_search AFTER DELETE ON events BEGIN DELETE FROM search WHERE rowid = OLD.id; END;
+   ALTER TABLE watermark ADD COLUMN indexed_to INTEGER NOT NULL DEFAULT 0; -- events up to it are in there
+   ALTER TABLE deletions ADD COLUMN counted_from INTEGER; -- by a person: its events from this id on count as yet; NULL: by retention
+   ALTER TABLE deletions ADD COLUMN directory TEXT;       -- that its models count for
+
+   -- What is folded from the log, all anew. (Who changes it again keeps the days of usage: the log hasn't them all.)
+   DROP TABLE IF EXISTS sessions; DROP TABLE IF EXISTS spans; DROP TABLE IF EXISTS span_keys; DROP TABLE IF EXISTS usage;
    CREATE TABLE sessions (
      id            TEXT PRIMARY KEY, parent_id TEXT, sender TEXT,
      is_over       INTEGER,                      -- NULL: deleted, and its events are going
@@ -682,48 +680,23 @@ const MIGRATIONS = [
      WHERE kind = 'agent' AND start_id IS NOT NULL AND (ended_at IS NULL OR is_paired);
    CREATE INDEX spans_child ON spans (child_session_id) WHERE child_session_id IS NOT NULL;
    CREATE INDEX spans_changed ON spans (changed_id) WHERE changed_id > id;
+   CREATE INDEX spans_errors ON spans (ended_at) WHERE kind = 'model' AND outcome IN ('failed', 'exit');
    -- An index of the spans before keyed_from, written a few thousand at once: kept with each commit, it would be half of that.
    CREATE TABLE span_keys (session_id TEXT, key TEXT, kind TEXT, id INTEGER NOT NULL, PRIMARY KEY (session_id, key, kind)) WITHOUT ROWID;
    CREATE TABLE usage (
-     kind      TEXT    NOT NULL, name     TEXT    NOT NULL, -- tool, agent, model, or '' for events of any type
-     period_ms INTEGER NOT NULL, start    INTEGER NOT NULL, -- a minute or an hour
-     count     INTEGER NOT NULL, errors   INTEGER NOT NULL,
-     timed     INTEGER NOT NULL, total_ms INTEGER NOT NULL, -- how many durations are known, and their sum
-     waited_ms INTEGER NOT NULL,
-     steps     TEXT    NOT NULL, -- of durations less what was waited: {"<step>": <count>}
+     kind      TEXT    NOT NULL, name  TEXT    NOT NULL, -- tool, agent, model, spend, or '' for events of any type
+     period_ms INTEGER NOT NULL, start INTEGER NOT NULL, -- a minute, an hour or a day
+     sums      TEXT    NOT NULL,                         -- JSON: see contribution
+     count     INTEGER AS (sums ->> 'count') STORED, errors INTEGER AS (sums ->> 'errors') STORED,
      PRIMARY KEY (kind, period_ms, start, name)
    ) WITHOUT ROWID;
-   CREATE TABLE unfolded (next_id INTEGER NOT NULL);
+   DELETE FROM unfolded;
    INSERT INTO unfolded SELECT 0 FROM events LIMIT 1;
-
-   -- The sessions that retention took, the latest 10,000: who missed more is below the watermark.
-   CREATE TABLE deletions (
-     id            INTEGER PRIMARY KEY AUTOINCREMENT,
-     session_id    TEXT    NOT NULL UNIQUE,
-     relatives     TEXT    NOT NULL, -- sessions whose rows it changed, a JSON array
-     last_event_id INTEGER NOT NULL, head INTEGER NOT NULL -- the newest event at that time
-   );
-   CREATE TRIGGER deletions_bounded AFTER INSERT ON deletions WHEN EXISTS (SELECT 1 FROM deletions WHERE id <= NEW.id - 10000) BEGIN
-     UPDATE watermark SET event_id = MAX(event_id, (SELECT MAX(head) FROM deletions WHERE id <= NEW.id - 10000));
-     DELETE FROM deletions WHERE id <= NEW.id - 10000;
-   END;
-   ALTER TABLE watermark ADD COLUMN cutoff     INTEGER NOT NULL DEFAULT 0; -- of the latest retention, milliseconds
-   ALTER TABLE watermark ADD COLUMN keyed_from INTEGER NOT NULL DEFAULT 0;
-   -- Ids that no event has: each start goes on at its time. A cursor among them is from after a backup that was put back.
-   CREATE TABLE gaps (from_id INTEGER NOT NULL, to_id INTEGER NOT NULL);`,
-
-  `CREATE INDEX spans_errors ON spans (ended_at) WHERE kind = 'model' AND outcome IN ('failed', 'exit');
-   -- A model that failed is an error of its session's own: see newFold.
-   DELETE FROM sessions; DELETE FROM spans; DELETE FROM span_keys; DELETE FROM usage; DELETE FROM unfolded;
-   UPDATE watermark SET keyed_from = 0;
-   INSERT INTO unfolded SELECT 0 FROM events LIMIT 1;`,
+   UPDATE watermark SET keyed_from = 0;`,
 ];
 
-const STALE_MS = HOUR_MS; // an active session without an event for this long is stale: its process may be gone
-const STALE_OPEN_MS = DAY_MS; // the same while a call is open: a build may take long
 const MAX_GENERATIONS = 16; // how far down a session's totals go, and how far up an event changes them
 const SLICE_ROWS = 500; // rows read between two turns of others: a few milliseconds
-const MAX_RETOLD = 500; // open spans of one session that are told again because the session ended: the newest
 
 type Id = { id: number };
 /** An event that is in the log, and how the log has it. */
@@ -743,7 +716,6 @@ function createSql(db: Database) {
 }
 
 const HAS_ERRED = `outcome IN (${ERRORS.map((outcome) => `'${outcome}'`).join(", ")})`;
-const FIND_SPAN = "SELECT * FROM spans WHERE id = $id";
 
 /** Writes a whole row of `table`, new or known by its `key`: the row is the binds. */
 function upsert(sql: Sql, table: string, key: string) {
@@ -755,22 +727,20 @@ function upsert(sql: Sql, table: string, key: string) {
      ON CONFLICT (${key}) DO UPDATE SET ${others.map((name) => `${name} = excluded.${name}`).join(", ")}`);
 }
 
-// -- Usage: how often and how long, per minute and hour
+// -- Usage: how often and how long, per minute and hour; what models took, per day
 
-const PERIODS_MS = [MINUTE_MS, HOUR_MS];
+const PERIODS_MS = [DAY_MS, HOUR_MS, MINUTE_MS];
+const SPEND_KEPT_MS = 400 * DAY_MS; // whatever the retention of events
 const MAX_CACHED_CELLS = 2_000; // cells that are kept at hand: those of now, so that a batch reads none
 
-const NO_USAGE = { count: 0, timed: 0, total_ms: 0, waited_ms: 0, errors: 0 };
 type UsageKey = { kind: string; period_ms: number; start: number; name: string };
-type UsageRow = UsageKey & typeof NO_USAGE & { steps: string };
-type Cell = { key: UsageKey; sums: typeof NO_USAGE; steps: Steps };
+type UsageRow = UsageKey & { sums: string };
+type Cell = UsageKey & { sums: Sums };
+type Contribution = ReturnType<typeof contribution>;
+type CountedEvent = Pick<LoggedEvent | LogRow, "type" | "timestamp" | "failed">;
 type Usage = ReturnType<typeof createUsage>;
 
-const toCell = ({ kind, period_ms, start, name, steps, ...sums }: UsageRow): Cell => ({
-  key: { kind, period_ms, start, name },
-  sums,
-  steps: JSON.parse(steps),
-});
+const toCell = (row: UsageRow): Cell => ({ ...row, sums: JSON.parse(row.sums) });
 
 /** Counts what spans and events contribute; written with `flush`, in the transaction of the batch. */
 function createUsage(sql: Sql) {
@@ -782,35 +752,43 @@ function createUsage(sql: Sql) {
   const cached = new Map<string, Cell>();
   const changed = new Set<Cell>();
 
-  /** The cell that counts what was at `at`, from now on among those that changed. */
-  function open(kind: string, period_ms: number, at: number, name: string): Cell {
-    const start = at - (at % period_ms);
-    const key = { kind, period_ms, start, name };
-    const text = `${kind} ${period_ms} ${start} ${name}`;
-    const cell =
-      cached.get(text) ?? toCell(select.get(key) ?? { ...key, ...NO_USAGE, steps: "{}" });
+  /** Adds to what was at `at`, or (`sign` -1) takes it back. */
+  function addAt(at: number, period_ms: number, kind: string, name: string, by: Sums, sign = 1) {
+    const key = { kind, period_ms, start: at - (at % period_ms), name };
+    const text = `${kind} ${period_ms} ${key.start} ${name}`;
+    const cell = cached.get(text) ?? toCell(select.get(key) ?? { ...key, sums: "{}" });
     cached.set(text, cell);
     changed.add(cell);
-    return cell;
+    addTo(cell.sums, by, sign);
   }
 
+  const addSpend = ({ at, names, spent }: Contribution, sign: number) =>
+    addAt(at, DAY_MS, "spend", names.spend, spent, sign);
+
   return {
-    add({ kind, name, at, usage, step }: ReturnType<typeof contribution>, sign: number): void {
-      for (const period_ms of PERIODS_MS) {
-        const { sums, steps } = open(kind, period_ms, at, name);
-        addTo(sums, usage, sign);
-        if (step !== null) steps[step] = (steps[step] ?? 0) + sign;
-      }
+    /** An event, and its error where it is no span's. @returns that */
+    addEvent({ type, timestamp, failed }: CountedEvent, sign: number): number {
+      const errors = failed && !DECLARED[type].kind && type !== "session_error" ? 1 : 0;
+      addAt(timestamp, MINUTE_MS, "", "", { count: 1, errors }, sign);
+      return errors;
     },
-    /** Events of any kind, and errors. */
-    addActivity: (at: number, count: number, errors: number) =>
-      addTo(open("", MINUTE_MS, at, "").sums, { count, errors }),
+    /** What a span counts for; with `fold`, that of its session, in that too. `sign` -1: takes it back. */
+    add(part: Contribution, sign: number, fold?: SessionFold): void {
+      const { kind, at, names, sums, session } = part;
+      if (fold) addTo(fold, session, sign);
+      const errors = session.error_count;
+      if (errors > 0) addAt(at, MINUTE_MS, "", "", { errors }, sign);
+      if (kind === "wait") return;
+      for (const period of PERIODS_MS) addAt(at, period, kind, names.usage, sums, sign);
+      if (kind === "model") addSpend(part, sign);
+    },
+    addSpend,
     flush(): void {
       const { cutoff = 0 } = selectCutoff.get({}) ?? {};
-      // Of what is deleted nothing counts or is taken back.
-      for (const { key, sums, steps } of changed)
-        if (key.start + key.period_ms > cutoff)
-          write.run({ ...key, ...sums, steps: JSON.stringify(steps) });
+      // Of what is deleted nothing counts or is taken back; what was spent outlives it.
+      for (const cell of changed)
+        if (cell.kind === "spend" || cell.start + cell.period_ms > cutoff)
+          write.run({ ...cell, sums: JSON.stringify(cell.sums) });
       changed.clear();
       if (cached.size > MAX_CACHED_CELLS) cached.clear();
     },
@@ -830,13 +808,13 @@ const newFold = (id: string) => ({
   error_count: 0, // without its own
   own_errors: 0, // session_error, and models that failed: none where the session is a failed agent's
   ...{ model_tokens: 0, told_tokens: 0, model_nanodollars: 0, told_nanodollars: 0 }, // see contribution
-  retry: { at: 0, data: "{}" },
   worked_ms: 0, // from each turn_start to the next cut of its time: another one, or a session_end
   first_end_at: 0, // where the first cut is a session_end
   last_cut: { at: 0, type: "" },
-  facts: {} as Record<string, [at: number, value: unknown]>, // when each was said, and what: the newest counts
+  facts: {} as Record<string, [at: number, value: unknown]>, // when each was said, and what: the newest counts; so do retries
   ...{ parent_id: null as string | null, sender: null as string | null },
   ...{ tokens: null as number | null, cost: null as number | null },
+  directory: null as string | null, // in whose name its models are counted
 });
 type SessionFold = ReturnType<typeof newFold>;
 type Cut = { at: number; type: string };
@@ -860,14 +838,14 @@ function createSessions(sql: Sql, usage: Usage) {
   const selectCutBefore = cuts("<=", "DESC");
   const selectCutAfter = cuts(">", "ASC");
   const cached = new Map<string, SessionFold>();
-  const touched = new Map<string, number>(); // by id: the time of the last event before this batch
+  const touched = new Map<string, number>(); // by id: the time of the last event before this batch; Infinity: none; 0: it ends in it
 
   /** Whoever asks for a session changes it. */
   function open(id: string): SessionFold {
     const fold: SessionFold =
       cached.get(id) ?? JSON.parse(select.get({ id })?.fold ?? "null") ?? newFold(id);
     cached.set(id, fold);
-    if (!touched.has(id)) touched.set(id, fold.last_event_at);
+    if (!touched.has(id)) touched.set(id, fold.last_event_at || Infinity);
     return fold;
   }
 
@@ -889,8 +867,10 @@ function createSessions(sql: Sql, usage: Usage) {
     ...{ touched, open, mark },
     /** One more event that is in the log. */
     add(event: LoggedEvent): void {
-      const { type, timestamp: at, facts } = event;
+      const { type, timestamp: at, fields } = event;
       const { kind } = DECLARED[type];
+      const retry = () => shortFields(Object.keys(RETRY_FIELDS), (name) => fields[name]);
+      const facts = type === "retry" ? { retry: retry() } : event.facts;
       const fold = open(event.session_id);
       fold.event_count++;
       fold.started_at = Math.min(fold.started_at, at);
@@ -899,25 +879,16 @@ function createSessions(sql: Sql, usage: Usage) {
       else if (type !== "session_update")
         fold.last_activity_at = Math.max(fold.last_activity_at, at);
       if (type === "session_end" || type === "turn_start") cut(fold, event);
+      if (type === "session_end") touched.set(fold.id, 0);
       if (kind === "model") fold.last_model_at = Math.max(fold.last_model_at, at);
-      if (type === "retry") {
-        const isShort = event.data.length <= MAX_FACT_CHARS;
-        const data = isShort
-          ? event.data
-          : JSON.stringify(shortFields(Object.keys(RETRY_FIELDS), (name) => event.fields[name]));
-        const isNewer = at > fold.retry.at || (at === fold.retry.at && data > fold.retry.data);
-        if (isNewer) fold.retry = { at, data };
-      }
-      for (const name in facts) {
+      for (const [name, value] of Object.entries(facts)) {
         const [since, known] = fold.facts[name] ?? [-1, null];
         // At the same time the greater text, so that the order of arrival doesn't matter.
-        if (at > since || (at === since && JSON.stringify(facts[name]) > JSON.stringify(known)))
-          fold.facts[name] = [at, facts[name]];
+        if (at > since || (at === since && JSON.stringify(value) > JSON.stringify(known)))
+          fold.facts[name] = [at, value];
       }
-      const errors = event.failed && !kind && type !== "session_error" ? 1 : 0;
       if (type === "session_error") fold.own_errors++;
-      fold.error_count += errors;
-      usage.addActivity(at, 1, errors);
+      fold.error_count += usage.addEvent(event, 1);
     },
     /** Events up to `deleted_to` are as good as gone, and it with them. */
     empty: (id: string, deleted_to: number) =>
@@ -933,7 +904,7 @@ function createSessions(sql: Sql, usage: Usage) {
         fold.sender = textOrNull(facts.sender?.[1]);
         if (parent_id !== null && parent_id !== fold.parent_id) mark.run({ id: parent_id, head });
         const is_over = fold.event_count > 0 ? isOver(fold) : null;
-        const { facts: _, retry: __, last_cut: ___, ...columns } = fold;
+        const { facts: _, last_cut: __, directory: ___, ...columns } = fold;
         write.run({ ...columns, is_over, changed_id: 0, fold: JSON.stringify(fold) });
       }
       touched.clear();
@@ -954,7 +925,7 @@ const keyText = ({ session_id: id, kind, key }: SpanKey) => `${id.length} ${id} 
 type TouchedSpan = { old: SpanRow | null; row: SpanRow; halves: Halves };
 
 function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usage: Usage) {
-  const selectById = sql<SpanRow>(FIND_SPAN);
+  const selectById = sql<SpanRow>("SELECT * FROM spans WHERE id = $id");
   const selectEvent = sql<LogRow>("SELECT * FROM events WHERE id = $id");
   const write = upsert(sql, "spans", "id");
   const selectEnds = sql<LogRow>(`SELECT * FROM events
@@ -965,6 +936,8 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
      WHERE spans.session_id = +$session_id AND spans.name = +$name AND kind = 'agent'
        AND start_id IS NOT NULL AND (ended_at IS NULL OR is_paired)
      ORDER BY timestamp, data LIMIT ${MAX_PAIRED}`);
+  const selectModels = sql<SpanRow>(`SELECT spans.* FROM events CROSS JOIN spans USING (id)
+     WHERE events.session_id = $session_id AND id > $deleted_to AND kind = 'model'`);
   const selectKey = sql<Id>(`
     SELECT id FROM span_keys WHERE session_id = $session_id AND key = $key AND kind = $kind`);
   const unkeyed = `SELECT session_id, key, kind, id FROM spans
@@ -972,10 +945,11 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
   const touched = new Map<number, TouchedSpan>(); // by id
   const groups = new Map<string, [session_id: string, name: string | null]>(); // agents of a type, to be paired anew
   const recent = new Map<string, number>(); // ids of spans by the text of their key, until the table has it
+  const ended = new Set<SpanRow>(); // since the latest flush has begun
 
   /** After the start, and after a transaction that was undone. */
   function forget(): void {
-    for (const known of [touched, groups, recent]) known.clear();
+    for (const known of [touched, groups, recent, ended]) known.clear();
     for (const row of sql<SpanKey & Id>(`${unkeyed} ORDER BY id`).iterate({}))
       recent.set(keyText(row), row.id);
   }
@@ -994,8 +968,10 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
     return span;
   }
 
+  const idOf = (key: SpanKey) => recent.get(keyText(key)) ?? selectKey.get(key)?.id;
+
   function find(key: SpanKey): TouchedSpan | null {
-    const id = recent.get(keyText(key)) ?? selectKey.get(key)?.id;
+    const id = idOf(key);
     return id === undefined ? null : (touched.get(id) ?? load(selectById.get({ id })));
   }
 
@@ -1019,29 +995,43 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
 
   /** Moves what a span counts for from what it was to what it is. */
   function count({ old, row }: TouchedSpan, head: number): void {
+    if (row.outcome !== null && !old?.outcome) ended.add(row);
     const errs = row.key !== null && (hasErred(old) || hasErred(row));
     // One cause, one error: an agent's is that of its call, too. What `find` loads here is among the touched
     // from then on, so `flush` comes to it, and counts it again.
     if (errs && row.kind === "agent") find({ ...row, kind: "tool" });
     const agent = errs && row.kind === "tool" ? find({ ...row, kind: "agent" }) : null;
-    const before = old && contribution(old, hasErred(agent?.old ?? null));
-    const after = contribution(row, hasErred(agent?.row ?? null));
     const session = sessions.open(row.session_id);
-    for (const sign of [-1, 1]) {
-      const part = sign === 1 ? after : before;
-      if (part === null) continue;
-      addTo(session, part.session, sign);
-      if (part.kind !== "wait") usage.add(part, sign);
-      const errors = part.session.error_count;
-      if (errors > 0) usage.addActivity(part.at, 0, sign * errors);
-    }
+    const before = old && contribution(old, session.directory, hasErred(agent?.old ?? null));
+    const after = contribution(row, session.directory, hasErred(agent?.row ?? null));
+    if (before) usage.add(before, -1, session);
+    usage.add(after, 1, session);
     // Its agent's failure makes a child's own errors none.
     for (const span of hasErred(old) || hasErred(row) ? [old, row] : [])
       if (span?.child_session_id) sessions.mark.run({ id: span.child_session_id, head });
   }
 
   return {
-    forget,
+    ...{ forget, ended },
+    /** Counts what a session's models spent for its directory as it is now. */
+    respend(session_id: string): void {
+      const session = sessions.open(session_id);
+      const { directory, deleted_to } = session;
+      session.directory = textOrNull(session.facts.directory?.[1]);
+      if (session.directory === directory) return;
+      for (const span of selectModels.iterate({ session_id, deleted_to })) {
+        usage.addSpend(contribution(span, directory), -1);
+        usage.addSpend(contribution(span, session.directory), 1);
+      }
+    },
+    /** Takes back what the span that began with event `id` counts for, if there is one. */
+    takeBack(id: number, directory: string | null): void {
+      const row = selectById.get({ id });
+      if (row === null) return;
+      const agentId = row.kind === "tool" && row.key ? idOf({ ...row, kind: "agent" }) : undefined;
+      const agent = agentId === undefined ? null : selectById.get({ id: agentId });
+      usage.add(contribution(row, directory, hasErred(agent)), -1);
+    },
     add(event: LoggedEvent): void {
       const { session_id, type, name, id } = event;
       const { kind } = DECLARED[type];
@@ -1057,6 +1047,7 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
     },
     /** Writes what was added, pairs what is to be paired, and moves the counts from old to new. */
     flush(head: number): void {
+      ended.clear();
       for (const { old, row } of touched.values()) {
         if (row === old) continue;
         write.run(row);
@@ -1077,78 +1068,6 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
   };
 }
 
-// -- Senders: who posts, and until when each is taken to live. In memory alone
-
-const PLUGIN = String(pluginText); // as it is handed out, also by an executable, which has no files
-const PLUGIN_VERSION = /^export const PLUGIN_VERSION = "(.*)"/.exec(PLUGIN)?.[1] ?? "";
-const SENDER_INTERVAL_MS = 10 * SECOND_MS; // of a sender that hasn't said its own
-const MISSED_INTERVALS = 3; // of silence, after which a sender is lost
-const UNHEARD_MS = MISSED_INTERVALS * SENDER_INTERVAL_MS; // of silence, of one that hasn't said its own
-const MAX_SENDERS = 10_000;
-const UNSAID = { every_ms: null, name: null, version: null };
-
-type Sender = Heard & { heard_at: number; back_at: number };
-type Sent = Pick<SessionFold, "sender" | "last_event_at">;
-type Senders = ReturnType<typeof createSenders>;
-const silenceOf = (known?: Sender) => MISSED_INTERVALS * (known?.every_ms ?? SENDER_INTERVAL_MS);
-
-/** After a start, at `startedAt`, each sender has its intervals to be heard. */
-function createSenders(startedAt: number) {
-  const senders = new Map<string, Sender>();
-  const unheardAt = startedAt + UNHEARD_MS;
-
-  /** When a session was, or will be, stale: its sender lost, or where it has none, itself silent for too long. */
-  function staleAt({ sender, last_event_at }: Sent, isOpen: boolean, now: number): number {
-    if (sender === null) return last_event_at + (isOpen ? STALE_OPEN_MS : STALE_MS);
-    const known = senders.get(sender);
-    if (known === undefined && now < unheardAt) return Infinity;
-    // One that isn't heard was lost soon after the session's last event.
-    return Math.max(known?.heard_at ?? 0, last_event_at) + (known?.bye ? 0 : silenceOf(known));
-  }
-  const isLost = (sender: string, now: number) =>
-    staleAt({ sender, last_event_at: 0 }, false, now) <= now;
-
-  /** That `sender` lives, and what it says of itself. @returns whether no other says the same, and whether it is back, or gone */
-  function hear(sender: string, now: number, said?: Heard) {
-    const known = senders.get(sender);
-    const isBack = known === undefined || isLost(sender, now);
-    const back_at = isBack ? now : known.back_at; // a new one's sessions may have been told as lost
-    const what = said?.bye === false ? said : (known ?? UNSAID); // a bye says no more than that
-    const isSame = (it: Sender) => it.name === what.name && it.version === what.version;
-    const isNew = said !== undefined && !senders.values().some(isSame);
-    senders.delete(sender); // to be the last: the first was heard least lately
-    senders.set(sender, { ...what, sender, bye: said?.bye ?? false, heard_at: now, back_at });
-    const [oldest = ""] = senders.keys();
-    if (senders.size > MAX_SENDERS) senders.delete(oldest);
-    return { isNew, isTurned: isBack || said?.bye === true };
-  }
-
-  return {
-    ...{ staleAt, hear },
-    /** In an event of `at`: one of long ago, or of before its bye, doesn't say that a sender lives. */
-    hearIn(sender: string, at: number, now: number): void {
-      const known = senders.get(sender);
-      const isOld = now - at >= silenceOf(known);
-      if (!isOld && !(known?.bye && at <= known.heard_at)) hear(sender, now);
-    },
-    /** Senders that were lost after `from`, or came back; null: it may be any, as those that aren't heard count as lost from now on. */
-    turned(from: number, now: number): string[] | null {
-      const isIn = (at: number) => at > from && at <= now;
-      if (isIn(unheardAt)) return null;
-      const turned = [...senders.values()].filter(({ sender, back_at }) =>
-        [back_at, staleAt({ sender, last_event_at: 0 }, false, now)].some(isIn),
-      );
-      return turned.map(({ sender }) => sender);
-    },
-    listSenders: (now: number) =>
-      [...senders.values()].map(({ heard_at, back_at: _, bye: __, ...said }) => ({
-        ...said,
-        last_heard_at: iso(heard_at),
-        is_lost: isLost(said.sender, now),
-      })),
-  };
-}
-
 // -- The writer
 
 /** What became of one post: the ids of its events, in order, and how many rows were new. */
@@ -1162,48 +1081,40 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
      INSERT INTO events (client_id, session_id, type, timestamp, name, call_id, duration_ms, failed, data)
      VALUES ($client_id, $session_id, $type, $timestamp, $name, $call_id, $duration_ms, $failed, $data)
      ON CONFLICT (client_id, session_id) WHERE client_id IS NOT NULL DO NOTHING`);
+  const selectLast = sql<{ at: number }>("SELECT last_event_at AS at FROM sessions WHERE id = $id");
+  // By the id that its client gave; or of a line of the export, posted back to where it came from.
   const selectKnown = sql<Id>(`
-    SELECT id FROM events WHERE client_id = $client_id AND session_id = $session_id`);
-  const selectLatest = sql<{ last_event_at: number }>(`
-    SELECT last_event_at FROM sessions WHERE id = $session_id`);
-  const selectExported = sql<Id>(`
-    SELECT id FROM events WHERE id = $client_id AND session_id = $session_id`);
+    SELECT id FROM events WHERE client_id = $client_id AND session_id = $session_id
+     UNION ALL SELECT id FROM events WHERE id = $client_id AND session_id = $session_id`);
   const tellOpen = sql(`UPDATE spans SET changed_id = $head WHERE id IN (
-       SELECT id FROM spans WHERE session_id = $id AND ended_at IS NULL ORDER BY started_at DESC LIMIT ${MAX_RETOLD}
+       SELECT id FROM spans WHERE session_id = $id AND ended_at IS NULL ORDER BY started_at DESC LIMIT ${SLICE_ROWS}
      )`);
   const usage = createUsage(sql);
   const sessions = createSessions(sql, usage);
   const spans = createSpans(sql, sessions, usage);
-  const ended = new Set<string>(); // sessions that have ended in this batch
   const { ino } = statSync(db.filename);
 
   /** Folds a logged event: the same whether it comes from a post or from the log. */
   function add(event: LoggedEvent): void {
     sessions.add(event);
     spans.add(event);
-    if (event.type === "session_end") ended.add(event.session_id);
   }
 
   function flush(head: number, now: number): void {
+    for (const id of sessions.touched.keys()) spans.respend(id);
     spans.flush(head);
     // What is open is told as over where its session has ended, and anew where it was stale, or may be.
-    for (const [id, lastKnownAt] of sessions.touched) {
+    for (const [id, lastAt] of sessions.touched) {
       const { last_event_at, sender } = sessions.open(id);
-      const known = { sender, last_event_at: lastKnownAt };
-      const wasStale =
-        lastKnownAt > 0 && senders.staleAt(known, false, now) <= Math.max(now, last_event_at);
-      if (ended.has(id) || wasStale) tellOpen.run({ id, head });
+      const stale_at = senders.staleAt({ sender, last_event_at: lastAt }, false, now);
+      if (lastAt === 0 || stale_at <= Math.max(now, last_event_at)) tellOpen.run({ id, head });
     }
     sessions.flush(head);
     usage.flush();
-    ended.clear();
   }
 
   /** Rows at hand may not be those of the tables: a transaction was undone, or rows were deleted. */
-  function forget(): void {
-    for (const folds of [sessions, spans, usage]) folds.forget();
-    ended.clear();
-  }
+  const forget = () => [sessions, spans, usage].forEach((folds) => folds.forget());
 
   /** @throws what `step` throws; then nothing of it is there */
   function commit<Result>(step: () => Result): Result {
@@ -1217,14 +1128,11 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
 
   /** Adds what is new of `event` to `added`. @returns its id */
   function insert(event: TelemetryEvent, added: LoggedEvent[], now: number): number {
-    if (event.type === "session_end") {
-      // While its clock ran ahead, a machine told times that are yet to come: an end is after them.
-      const { last_event_at = 0 } = selectLatest.get({ session_id: event.session_id }) ?? {};
-      if (last_event_at > now) event.timestamp = last_event_at;
-    }
+    // While its clock ran ahead, a machine told times that are yet to come: an end is after them.
+    const last = event.type === "session_end" ? selectLast.get({ id: event.session_id }) : null;
+    if (last !== null && last.at > now) event.timestamp = last.at;
     const { facts: _, fields: __, implied, ...row } = event;
-    // A line of the export, posted back to where it came from.
-    const exported = /^\d{15,16}$/.test(row.client_id ?? "") ? selectExported.get(row) : null;
+    const exported = /^\d{15,16}$/.test(row.client_id ?? "") ? selectKnown.get(row) : null;
     if (exported !== null) return exported.id;
     const { changes, lastInsertRowid } = insertEvent.run(row);
     if (changes === 0) return selectKnown.get(row)?.id ?? 0;
@@ -1269,11 +1177,11 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
      FROM sessions`).get({}) ?? { events: 0 };
 
   return {
-    ...{ sessions, stored, commit, forget },
+    ...{ sessions, spans, usage, stored, commit, forget },
     /**
      * Stores the events of `posts` in one transaction: all, or none and the error of SQLite. An event
      * whose id is known in its session adds nothing; it is answered with the id first given.
-     * @returns a receipt per post, and how many events were new
+     * @returns a receipt per post, the events that were new, and the spans that ended with them
      */
     append(posts: TelemetryEvent[][], now = Date.now()) {
       // Deleted under a running server, it would take all that is posted with it.
@@ -1292,8 +1200,51 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
       stored.events += added.length;
       for (const { facts, timestamp } of added)
         if (typeof facts.sender === "string") senders.hearIn(facts.sender, timestamp, now);
-      return { receipts, eventCount: added.length };
+      return { receipts, added, ended: [...spans.ended] };
     },
+  };
+}
+
+// -- Search: an index of the log's words, in its pauses
+
+const INDEX_INTERVAL_MS = 100; // of which it takes a third at most, and where somebody waits 2 ms
+// In scripts without capitals, many of which have no spaces, each letter is a word; and so is each pictograph.
+const WORD = /[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu;
+
+function textIn(value: unknown): string {
+  if (typeof value !== "object" || value === null) return typeof value === "string" ? value : "";
+  let text = ""; // a loop: half a million numbers are looked at in 7 ms
+  for (const part of Array.isArray(value) ? value : Object.values(value))
+    text += ` ${textIn(part)}`;
+  return text;
+}
+/** Without accents, signs and capitals, so that none of them is syntax to SQLite. */
+const wordsIn = (value: unknown): string[] =>
+  textIn(value).toLowerCase().normalize("NFKD").replace(/\p{M}/gu, "").match(WORD) ?? [];
+
+function createSearch(db: Database, sql: Sql) {
+  const selectNext = sql<LogRow>(`
+    SELECT * FROM events WHERE id > (SELECT indexed_to FROM watermark) ORDER BY id`);
+  const selectLag = sql<{ indexed_to: number }>(`
+    SELECT indexed_to FROM watermark WHERE indexed_to < (SELECT MAX(id) FROM events)`);
+  const insert = sql("INSERT INTO search (rowid, words) VALUES ($id, $words)");
+  const advance = sql("UPDATE watermark SET indexed_to = $id");
+  const indexUntil = db.transaction((until: number) => {
+    for (const { id, data } of selectNext.iterate({})) {
+      insert.run({ id, words: [...new Set(wordsIn(JSON.parse(data)))].join(" ") });
+      advance.run({ id });
+      if (performance.now() > until) return;
+    }
+  });
+  return {
+    /** Goes on for some `ms`. What fails is tried again the next time: a post says what is wrong. */
+    index(ms: number): void {
+      try {
+        indexUntil.immediate(performance.now() + ms);
+      } catch {}
+    },
+    /** The newest event that is indexed; undefined: the newest there is. */
+    indexedTo: () => selectLag.get({})?.indexed_to,
   };
 }
 
@@ -1302,15 +1253,17 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
 type Status = "active" | "completed" | "stale";
 /** Of one session, or of all; `before`: an id, exclusive. */
 type Filter = { sessionId: string | null; before: number | null };
-export type EventFilter = Filter & { after: number | null; type: EventType | null };
+type TextFilter = { q: string | null; tool: string | null; from: number; to: number }; // [from, to): milliseconds
+export type EventFilter = Filter & TextFilter & { after: number | null; type: EventType | null };
 type Order = "oldest first" | "newest first";
 
+type UsageKind = "tool" | "agent" | "model" | "spend";
 type Reader = ReturnType<typeof createReader>;
 type Item<Items> = Items extends AsyncIterable<infer One> ? One : never;
 /** What the routes and the stream give; its fields are told in the README. */
 export type Session = NonNullable<ReturnType<Reader["toSession"]>>;
 export type Span = NonNullable<ReturnType<Reader["toSpan"]>>;
-export type UsageStats = Item<ReturnType<Reader["usageStats"]>>;
+export type UsageStats = Omit<Item<ReturnType<Reader["usageStats"]>>, "sums">;
 export type Activity = ReturnType<Reader["activity"]>[number];
 export type Overview = Awaited<ReturnType<Reader["overview"]>>;
 
@@ -1390,7 +1343,9 @@ function createReader(sql: Sql, senders: Senders) {
     const begun_at = last_cut.at === 0 ? started_at : last_cut.at;
     const isWorking = !isOver(fold) && last_cut.type !== "session_end";
     const latest_ms = isWorking ? last_event_at - begun_at : 0;
-    const facts = Object.keys(fold.facts).filter((name) => name !== "parent_session_id");
+    const facts = Object.keys(fold.facts).filter(
+      (name) => !/^(parent_session_id|retry)$/.test(name),
+    );
     const total = row.is_parent ? selectTotals.get({ id }) : fold;
     const is_excused = own_errors > 0 && row.is_excused === 1;
     return {
@@ -1436,17 +1391,31 @@ function createReader(sql: Sql, senders: Senders) {
     });
   }
 
-  /** What the head of the page says. Sessions whose parent is known are not counted: they are its agents. */
-  async function overview(now: number) {
-    const counts = { active_sessions: 0, waiting: 0, running_agents: 0 };
-    const agents = sql<{ count: number }>(`
-      SELECT COUNT(*) AS count FROM sessions JOIN spans ON ${runs} WHERE sessions.id = $id AND kind = 'agent'`);
-    for await (const session of listSessions({ status: "active", sessionId: null }, LAST, now)) {
-      const { id, parent_session_id, waiting_since } = session;
-      if (selectSession.get({ id: parent_session_id }) === null) counts.active_sessions++;
-      if (waiting_since !== null) counts.waiting++;
-      counts.running_agents += agents.get({ id })?.count ?? 0;
+  /** Sessions by status, and what the active ones do: `roots` are those that aren't agents of a known session. */
+  async function countSessions(now: number) {
+    const select = sql<Sent & Record<"is_open" | "waiting" | "agents" | "roots", number>>(`
+      SELECT last_event_at AS before, id AS before_id, sender, last_event_at,
+         EXISTS (SELECT 1 FROM spans WHERE ${runs}) AS is_open,
+         EXISTS (SELECT 1 FROM spans WHERE ${runs} AND kind = 'wait') AS waiting,
+         (SELECT COUNT(*) FROM spans WHERE ${runs} AND kind = 'agent') AS agents,
+         NOT EXISTS (SELECT 1 FROM sessions AS parent WHERE id = sessions.parent_id AND is_over IS NOT NULL) AS roots
+       FROM sessions WHERE is_over = 0 AND (last_event_at, id) < ($before, $before_id)
+       ORDER BY before DESC, before_id DESC LIMIT ${SLICE_ROWS}`);
+    const over = sql<{ count: number }>("SELECT COUNT(*) AS count FROM sessions WHERE is_over = 1");
+    const completed = over.get({})?.count ?? 0;
+    const counts = { active: 0, stale: 0, completed, waiting: 0, agents: 0, roots: 0 };
+    for await (const row of paged(select, { before: LAST, before_id: "" }, LAST, (row) => row)) {
+      const { is_open, waiting, agents, roots } = row;
+      if (now >= senders.staleAt(row, is_open === 1, now)) counts.stale++;
+      else addTo(counts, { active: 1, waiting, agents, roots });
     }
+    return counts;
+  }
+
+  /** What the head of the page says. */
+  async function overview(now: number) {
+    const { roots, waiting, agents } = await countSessions(now);
+    const counts = { active_sessions: roots, waiting, running_agents: agents };
     const lastHour = activity(now - HOUR_MS, now + MINUTE_MS);
     const errors_last_hour = lastHour.reduce((sum, { error_count }) => sum + error_count, 0);
     const isOld = ({ name, version, is_lost }: ReturnType<typeof senders.listSenders>[number]) =>
@@ -1510,19 +1479,33 @@ function createReader(sql: Sql, senders: Senders) {
     return { events, isDone: true };
   }
 
-  function listEvents({ sessionId, type, ...ids }: EventFilter, order: Order, limit: number) {
+  /** With all terms of `q`; the index finds them where it can: of all sessions, the newest first. */
+  function listEvents(filter: EventFilter, order: Order, limit: number) {
+    const { sessionId, type, q, tool, from, to } = filter;
+    const terms = (q ?? "").split(/\s+/).flatMap((term) => wordsIn(term).join(" ") || []);
+    const match = wordsIn(q ?? tool).join(" ");
     const [bound, direction] = order === "newest first" ? ["before", "DESC"] : ["after", "ASC"];
     const isIndexed = sessionId === null && type !== null && !BULK_TYPES.includes(type);
     // So worded that SQLite sees that its partial index serves. Other types are picked below, and not
     // by SQLite: it may have to pass over a million of others, and nobody has a turn meanwhile.
     const ofType = `AND type = $type ${BULK_TYPES.map((bulk) => `AND type <> '${bulk}'`).join(" ")}`;
-    const select = sql<Id & { type: string }>(`
-      SELECT id, id AS ${bound}, type FROM events WHERE id > $after AND id < $before
-         ${sessionId === null ? "" : "AND session_id = $sessionId"} ${isIndexed ? ofType : ""}
+    const found = `AND id IN (SELECT rowid FROM search WHERE search MATCH $match AND rowid > $after AND rowid < $before
+       ORDER BY rowid DESC LIMIT ${SLICE_ROWS})`;
+    const isSearch = match !== "" && sessionId === null && order === "newest first";
+    const select = sql<Pick<LogRow, "id" | "type" | "name" | "timestamp">>(`
+      SELECT id, id AS ${bound}, type, name, timestamp FROM events WHERE id > $after AND id < $before
+         ${sessionId === null ? "" : "AND session_id = $sessionId"} ${isSearch ? found : isIndexed ? ofType : ""}
        ORDER BY id ${direction} LIMIT ${SLICE_ROWS}`);
-    const from = { sessionId, type, after: ids.after ?? 0, before: ids.before ?? LAST };
-    const isWanted = (row: { type: string }) => type === null || type === row.type;
-    return paged(select, from, limit, (row) => (isWanted(row) ? selectEvent.get(row) : null)); // null: deleted meanwhile
+    const { after, before } = { after: filter.after ?? 0, before: filter.before ?? LAST };
+    return paged(select, { sessionId, type, match, after, before }, limit, (row) => {
+      const isOfType = type === null || type === row.type;
+      const isOfTool = tool === null || (row.name === tool && DECLARED[row.type].kind === "tool");
+      if (!isOfType || !isOfTool || row.timestamp < from || row.timestamp >= to) return null;
+      const event = selectEvent.get(row); // null: deleted meanwhile
+      if (event === null || terms.length === 0) return event;
+      const text = ` ${wordsIn(JSON.parse(event.data)).join(" ")} `;
+      return terms.every((term) => text.includes(` ${term} `)) ? event : null;
+    });
   }
 
   /** The id of the `n`-th event after `cursor`, or before it (n < 0); of the last, or 0, where there are fewer. */
@@ -1550,27 +1533,20 @@ function createReader(sql: Sql, senders: Senders) {
            WHERE id IN (start_id, end_id) AND data ->> $field IS NOT NULL ORDER BY id = end_id LIMIT 1) AS value
        FROM spans WHERE id = $id`);
 
-    /** Spans of a kind, with what its start has in `field`, or else its end. */
-    function* callsOf(wanted: SpanKind, field: "args" | "prompt") {
+    /** Spans of a kind, their name as `name`, and with what its start has in `field`, or else its end. */
+    function* calls(wanted: SpanKind, name: string, field: string) {
       for (const { id, kind } of places) {
         const call = kind === wanted ? selectCall.get({ id, field }) : null;
-        const span = call && toSpan(id, now);
-        if (span) yield { ...span, value: call.value, timestamp: iso(call.at) }; // else deleted meanwhile
+        const span = call && toSpan(id, now); // null: deleted meanwhile
+        if (span)
+          yield { ...span, timestamp: iso(call.at), [name]: span.name, [field]: call.value };
       }
     }
     return {
       session,
       head: until, // the newest event when it was read; what came since isn't in it
-      tools: callsOf("tool", "args").map(({ value, ...call }) => ({
-        ...call,
-        tool: call.name,
-        args: value, // JSON text; null: none were posted
-      })),
-      agents: callsOf("agent", "prompt").map(({ value, ...call }) => ({
-        ...call,
-        subagent_type: call.name,
-        prompt: value,
-      })),
+      tools: calls("tool", "tool", "args"), // args: JSON text; null: none were posted
+      agents: calls("agent", "subagent_type", "prompt"),
     };
   }
 
@@ -1619,37 +1595,47 @@ function createReader(sql: Sql, senders: Senders) {
     return rowsOf(ids, open.all({ ids: JSON.stringify(ids) }), now);
   }
 
-  /** Per tool, agent or model in [from, to), at whole minutes: the most frequent first. */
-  async function* usageStats(kind: "tool" | "agent" | "model", from: number, to: number) {
+  /** The fewest periods that make up [from, to): days, then hours and minutes at both ends. */
+  function* periodsIn(
+    from: number,
+    to: number,
+    [period_ms = 0, ...shorter] = PERIODS_MS,
+  ): Generator<Binds> {
+    if (period_ms === 0) return;
+    const start = Math.min(Math.ceil(from / period_ms) * period_ms, to);
+    const end = Math.max(to - (to % period_ms), start);
+    yield* periodsIn(from, start, shorter);
+    yield { period_ms, start, end };
+    yield* periodsIn(end, to, shorter);
+  }
+
+  /** Per tool, agent or model in [from, to), at whole minutes, the most frequent first; or (`by`) what was spent in whole days. */
+  async function* usageStats(kind: UsageKind, from: number, to: number, by?: string) {
     const select = sql<UsageRow>(`SELECT * FROM usage
        WHERE kind = $kind AND period_ms = $period_ms AND start < $end AND (start, name) > ($start, $name)
        ORDER BY start, name LIMIT ${SLICE_ROWS}`);
-    const firstMinute = from - (from % MINUTE_MS);
-    const firstHour = Math.min(Math.ceil(firstMinute / HOUR_MS) * HOUR_MS, to);
-    const lastHour = Math.max(to - (to % HOUR_MS), firstHour);
-    const stats = new Map<string, Omit<Cell, "key">>();
-    // The fewest rows: whole hours, and minutes at both ends.
-    for (const period of [
-      { period_ms: MINUTE_MS, start: firstMinute, end: firstHour },
-      { period_ms: HOUR_MS, start: firstHour, end: lastHour },
-      { period_ms: MINUTE_MS, start: lastHour, end: to },
-    ])
+    const stats = new Map<string, Sums>();
+    const days = { period_ms: DAY_MS, start: from, end: to };
+    const upTo = Math.ceil(to / MINUTE_MS) * MINUTE_MS;
+    for (const period of by ? [days] : periodsIn(from - (from % MINUTE_MS), upTo))
       for await (const cell of paged(select, { kind, name: "", ...period }, Infinity, toCell)) {
-        const known = stats.get(cell.key.name) ?? { sums: { ...NO_USAGE }, steps: {} };
-        stats.set(cell.key.name, known);
-        addTo(known.sums, cell.sums);
-        addTo(known.steps, cell.steps);
+        const name: string = by ? JSON.parse(cell.name)[by] : cell.name;
+        const sums = stats.get(name) ?? { count: 0 };
+        stats.set(name, sums);
+        addTo(sums, cell.sums);
       }
-    const used = [...stats].filter(([, { sums }]) => sums.count > 0);
-    used.sort(([a, one], [b, two]) => two.sums.count - one.sums.count || (a < b ? -1 : 1));
-    for (const [name, { sums, steps }] of used)
+    const used = [...stats].filter(([, { count = 0 }]) => count > 0);
+    const countOf = ({ count = 0 }: Sums) => count;
+    if (!by) used.sort(([a, one], [b, two]) => countOf(two) - countOf(one) || (a < b ? -1 : 1));
+    for (const [name, sums] of used) {
+      const { count = 0, timed = 0, total_ms = 0, waited_ms = 0, errors: error_count = 0 } = sums;
       yield {
-        ...{ name, count: sums.count, total_duration_ms: sums.total_ms },
-        avg_duration_ms: sums.timed === 0 ? null : sums.total_ms / sums.timed, // null: none is known
-        p50_duration_ms: percentile(steps, 0.5), // less what was waited for the person; within 5 %
-        p95_duration_ms: percentile(steps, 0.95),
-        ...{ waited_ms: sums.waited_ms, error_count: sums.errors },
+        ...{ name, sums, count, error_count, waited_ms, total_duration_ms: total_ms },
+        avg_duration_ms: timed === 0 ? null : total_ms / timed, // null: none is known
+        p50_duration_ms: percentile(sums, 0.5), // less what was waited for the person; within 5 %
+        p95_duration_ms: percentile(sums, 0.95),
       };
+    }
   }
 
   /** Events per minute in [from, to), oldest first; a minute without any has no row. */
@@ -1660,23 +1646,25 @@ function createReader(sql: Sql, senders: Senders) {
     const select = sql<{ start: number; count: number; error_count: number }>(`
       SELECT start, count, errors + ${ownErrors("events", "timestamp", "type = 'session_error'")}
          + ${ownErrors("spans", "ended_at", `kind = 'model' AND ${HAS_ERRED}`)} AS error_count
-       FROM usage WHERE kind = '' AND period_ms = ${MINUTE_MS} AND start >= $from AND start < $to ORDER BY start`);
+       FROM usage WHERE kind = '' AND count > 0 AND period_ms = ${MINUTE_MS} AND start >= $from AND start < $to ORDER BY start`);
     const minutes = select.all({ from: from - (from % MINUTE_MS), to });
     return minutes.map(({ start, ...counts }) => ({ timestamp: iso(start), ...counts }));
   }
 
   return {
-    ...{ head, pageOf, nthFrom, listEvents, listSessions, findSession, overview },
+    ...{ head, pageOf, nthFrom, listEvents, listSessions, findSession, overview, countSessions },
     ...{ toSession, toSpan, listSpans, rowsOf, changedRows, staleRows, usageStats, activity },
   };
 }
 
 /** What a session does now: the retry that it waits for, or its newest open call. */
-function activeness({ retry, last_end_at, last_model_at }: SessionFold, newest: SpanRow | null) {
-  if (retry.at > Math.max(last_end_at, newest?.started_at ?? 0) && retry.at >= last_model_at) {
-    const { message, attempt, retry_at }: Record<string, unknown> = JSON.parse(retry.data);
+function activeness({ facts, last_end_at, last_model_at }: SessionFold, newest: SpanRow | null) {
+  const [at, retry] = facts.retry ?? [0, null];
+  const isNewest = at > Math.max(last_end_at, newest?.started_at ?? 0) && at >= last_model_at;
+  if (isNewest && isRecord(retry)) {
+    const { message, attempt, retry_at } = retry;
     return {
-      ...{ kind: "retry" as const, name: null, text: spanText(message), started_at: iso(retry.at) },
+      ...{ kind: "retry" as const, name: null, text: spanText(message), started_at: iso(at) },
       attempt: numberOrNull(attempt),
       retry_at: retry_at == null ? null : iso(timeOf(retry_at)),
     };
@@ -1695,7 +1683,7 @@ const PRUNE_ROWS = 100; // rows deleted at once: under a millisecond
 const PRUNE_PAUSE_MS = 5; // while requests come: so that all that came meanwhile are answered before it goes on
 
 function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
-  const { sessions, stored, commit, forget } = writer;
+  const { sessions, spans, usage, stored, commit, forget } = writer;
   const deleteEvents = sql(`DELETE FROM events WHERE id IN (
        SELECT events.id FROM sessions JOIN events ON session_id = sessions.id AND events.id <= deleted_to
        WHERE deleted_to > 0 LIMIT ${PRUNE_ROWS})`);
@@ -1706,57 +1694,81 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
     "DELETE FROM sessions WHERE deleted_to > 0 AND event_count = 0",
     "UPDATE sessions SET deleted_to = 0, fold = json_set(fold, '$.deleted_to', 0) WHERE deleted_to > 0",
   ];
-  const selectExpired = sql<{ id: string; parent_id: string | null; last: number }>(`
+  const selectDoomed = sql<{ id: string; parent_id: string | null; last: number }>(`
     SELECT id, parent_id, (SELECT MAX(id) FROM events WHERE session_id = sessions.id) AS last
-     FROM sessions WHERE is_over IN (0, 1) AND last_event_at < $cutoff LIMIT 1`);
+     FROM sessions WHERE is_over IN (0, 1) AND (id = $asked OR last_event_at < $cutoff) LIMIT 1`);
+  const selectChildren = sql<{ id: string }>("SELECT id FROM sessions WHERE parent_id = $id");
+  const selectCounting = sql<{ session_id: string; directory: string | null }>(`
+    SELECT session_id, directory FROM deletions WHERE counted_from <= last_event_id LIMIT 1`);
+  const selectCounted = sql<CountedEvent & Id>(`
+    SELECT events.id, type, timestamp, failed FROM deletions JOIN events USING (session_id)
+     WHERE session_id = $session_id AND events.id >= counted_from AND events.id <= last_event_id
+     ORDER BY events.id LIMIT ${PRUNE_ROWS}`);
+  const setCounted = sql(
+    "UPDATE deletions SET counted_from = $next WHERE session_id = $session_id",
+  );
   const deleteUsage = sql(`DELETE FROM usage WHERE (kind, period_ms, start, name) IN (
        SELECT kind, period_ms, start, name FROM usage
-       WHERE kind IN ('', 'tool', 'agent', 'model') AND period_ms IN (${PERIODS_MS.join(", ")})
-         AND start + period_ms <= $cutoff LIMIT ${PRUNE_ROWS})`);
+       WHERE start + IIF(kind = 'spend', ${SPEND_KEPT_MS}, period_ms) <= $cutoff LIMIT ${PRUNE_ROWS})`);
   const timeSql = "SELECT timestamp AS at FROM events WHERE id <= $cursor ORDER BY id DESC LIMIT 1";
   const selectDeletions = sql<{ session_id: string; relatives: string }>(`
     SELECT session_id, relatives FROM deletions WHERE id > $after ORDER BY id`);
   const selectGap = sql("SELECT 1 FROM gaps WHERE from_id < $cursor AND to_id > $cursor");
-  const selectBreak = sql(`SELECT 1 FROM watermark WHERE $cursor < event_id OR (
-       IFNULL((${timeSql}), 0) < cutoff AND EXISTS (
-         SELECT 1 FROM deletions WHERE id > $after AND last_event_id > $cursor
-           AND ($session_id IS NULL OR session_id = $session_id)))`);
-  const selectAge = sql(`
-    SELECT 1 FROM (SELECT MAX(last_event_at) AS last FROM sessions) WHERE last < $cutoff`);
+  const selectBreak = sql(`SELECT 1 FROM watermark WHERE $cursor < event_id OR EXISTS (
+       SELECT 1 FROM deletions WHERE id > $after AND last_event_id > $cursor
+         AND ($session_id IS NULL OR session_id = $session_id) AND (counted_from OR IFNULL((${timeSql}), 0) < cutoff))`);
+  const selectAge = sql("SELECT MAX(last_event_at) AS at FROM sessions HAVING at < $cutoff");
+  type Done = { sessions: number; events: number };
   let isStopped = false;
 
+  /** What a person deletes counts no longer: some of its events, and what began with them. */
+  function takeBack({ session_id, directory }: { session_id: string; directory: string | null }) {
+    const events = selectCounted.all({ session_id });
+    for (const event of events) {
+      usage.addEvent(event, -1);
+      spans.takeBack(event.id, directory);
+    }
+    usage.flush();
+    setCounted.run({ session_id, next: (events.at(-1)?.id ?? LAST - 1) + 1 });
+    return true;
+  }
+
   /**
-   * Deletes some events of a session that is empty, or empties the next that has expired: it is gone then
-   * for all who ask, and begins anew should it come to life. @returns whether there was anything to do
+   * Deletes some events of a session that is empty, or empties the next that is asked for, or has expired: it is gone
+   * then for all who ask, and begins anew should it come to life. @returns whether there was anything to do
    */
-  function pruneNext(cutoff: number, done: { sessions: number; events: number }): boolean {
+  function pruneNext(cutoff: number, asked: string[], done: Done): boolean {
+    const counting = selectCounting.get({});
+    if (counting !== null) return takeBack(counting);
     const eventCount = deleteEvents.run({}).changes;
     done.events += eventCount;
     if (eventCount > 0 || finish.some((text) => sql(text).run({}).changes > 0)) return true;
-    const expired = selectExpired.get({ cutoff });
-    if (expired === null) return deleteUsage.run({ cutoff }).changes > 0;
+    const id = asked.pop();
+    const doomed = selectDoomed.get({ asked: id ?? null, cutoff });
+    if (doomed === null) return id !== undefined || deleteUsage.run({ cutoff }).changes > 0;
+    if (id !== undefined) asked.push(...selectChildren.all({ id }).map((child) => child.id));
     // Its ancestors' totals had a part in it, and a failed agent of its own had excused a child's errors.
-    sql(`INSERT OR REPLACE INTO deletions (session_id, relatives, last_event_id, head)
-     SELECT $id, json_group_array(relative), $last, (SELECT seq FROM sqlite_sequence WHERE name = 'events')
+    sql(`INSERT OR REPLACE INTO deletions (session_id, relatives, last_event_id, counted_from, directory, head)
+     SELECT $id, json_group_array(relative), $last, IIF($is_asked, 0, NULL), (SELECT fold ->> 'directory' FROM sessions WHERE id = $id),
+       (SELECT seq FROM sqlite_sequence WHERE name = 'events')
      FROM (
        SELECT $parent_id AS relative
        UNION SELECT child_session_id FROM events CROSS JOIN spans ON spans.id = events.id
          WHERE events.session_id = $id AND ${HAS_ERRED}
-     ) WHERE relative IS NOT NULL`).run(expired);
-    sessions.empty(expired.id, expired.last);
-    sessions.flush(expired.last);
+     ) WHERE relative IS NOT NULL`).run({ ...doomed, is_asked: id !== undefined });
+    sessions.empty(doomed.id, doomed.last);
+    sessions.flush(doomed.last);
     done.sessions++;
     return true;
   }
 
   return {
     /**
-     * Deletes the sessions without an event since `cutoff` (milliseconds) with all that belongs to
-     * them, with pauses while `isAsked`. What is left when it is stopped goes the next time.
-     * @param told after each step
+     * Deletes the sessions without an event since `cutoff` (milliseconds), and those `asked` for with all below
+     * them; pauses while `isAsked`; `told`: after each step. What is left when it is stopped goes the next time.
      * @returns how many sessions were deleted
      */
-    async prune(cutoff: number, isAsked = () => false, told = () => {}) {
+    async prune(cutoff: number, isAsked = () => false, told = () => {}, asked: string[] = []) {
       if (isStopped) return 0;
       sql("UPDATE watermark SET cutoff = MAX(cutoff, $cutoff)").run({ cutoff });
       forget();
@@ -1765,7 +1777,7 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
         const done = { sessions: 0, events: 0 };
         const until = performance.now() + PRUNE_STEP_MS;
         commit(() => {
-          while (isMore && performance.now() < until) isMore = pruneNext(cutoff, done);
+          while (isMore && performance.now() < until) isMore = pruneNext(cutoff, asked, done);
         });
         sessions.forget(); // what is at hand of those that are gone
         count += done.sessions;
@@ -1811,6 +1823,7 @@ export type Store = ReturnType<typeof openStore>;
 export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, now = Date.now()) {
   const path = join(dir, "observability.db");
   const { db, lock } = takeDirectory(dir, path);
+  const close = () => [db, lock].forEach((it) => it.close());
   try {
     migrate(db, path);
     const sql = createSql(db);
@@ -1820,21 +1833,17 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
     db.run("PRAGMA busy_timeout = 0"); // waiting would stop every request: Ingest tries again instead
     return {
       ...senders,
+      ...createSearch(db, sql),
       ...createReader(sql, senders),
       ...createRetention(sql, writer),
       append: writer.append,
       size: () => ({ ...writer.stored, bytes: pragma(db, "page_count") * pragma(db, "page_size") }),
       /** Writes the log back into the database file, so that a copy of that is whole. */
       merge: () => void sql("PRAGMA wal_checkpoint(TRUNCATE)").all({}),
-      /** The same, and lets go of the directory. */
-      close(): void {
-        db.close();
-        lock.close();
-      },
+      close, // the same, and lets go of the directory
     };
   } catch (error) {
-    db.close();
-    lock.close();
+    close();
     if (error instanceof StartError) throw error;
     const reason = isBusy(error)
       ? "locked by another process; end it, then start again"
@@ -2029,9 +2038,8 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
   /** Sends a subscriber its next page, where it has room; where the store throws, its stream ends. */
   function fill(subscriber: Subscriber): void {
     const { sessionId, hasRows, controller } = subscriber;
-    const { cursor, rows, deletion, time } = subscriber.place;
     if ((controller.desiredSize ?? 0) <= 0) return;
-    const key = `${cursor} ${rows} ${deletion} ${time} ${hasRows} ${sessionId ?? ""}`;
+    const key = JSON.stringify([subscriber.place, hasRows, sessionId]);
     try {
       const page = pages.get(key) ?? nextPage(subscriber);
       if (pages.size < MAX_KEPT_PAGES) pages.set(key, page);
@@ -2085,9 +2093,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
   }
 
   return {
-    get size() {
-      return subscribers.size;
-    },
+    size: () => subscribers.size,
     /**
      * The events of a session, or of all (null), and the rows that change (`hasRows`), after `lastEventId`, then live;
      * null: live only. Where that can't be, a frame `reset` says why, and from which id on the stream goes.
@@ -2119,9 +2125,7 @@ export function createHub(store: Store, onError = (_: unknown) => {}, now: Clock
     },
     publish, // tells of committed events and deletions; with `time`, also of what is otherwise by then
     /** Keeps quiet streams open, and lets the idle timeout find those that nobody reads. */
-    heartbeat(): void {
-      for (const subscriber of subscribers) send(subscriber, HEARTBEAT);
-    },
+    heartbeat: () => subscribers.forEach((subscriber) => send(subscriber, HEARTBEAT)),
     /** Ends every stream; a browser comes back by itself. */
     close(): void {
       for (const { controller } of subscribers) controller.close();
@@ -2146,8 +2150,9 @@ type Ingest = ReturnType<typeof createIngest>;
 
 export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publish">, now: Clock) {
   const pending: PendingPost[] = [];
+  const metrics = createMetrics();
   let pendingEventCount = 0;
-  let failure: unknown = null; // of the latest batch; null: it was stored
+  let failure: string | undefined; // of the latest batch; undefined: it was stored
 
   /** Closes the batch once a turn of the event loop has brought nothing more. */
   function collect(turnsLeft: number, postCount: number): void {
@@ -2168,12 +2173,12 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
     if (oldest === undefined) return false;
     try {
       const batch = posts.map(({ events }) => events);
-      const { receipts } = store.append(batch, now());
-      failure = null;
+      const { receipts } = metrics.measured(store).append(batch, now());
+      failure = undefined;
       receipts.forEach((receipt, index) => posts[index]?.resolve(receipt));
       hub.publish();
     } catch (error) {
-      failure = error;
+      failure = messageOf(error);
       if (isBusy(error) && now() - oldest.since < BUSY_LIMIT_MS) {
         setTimeout(commit, BUSY_RETRY_MS);
         return false;
@@ -2187,7 +2192,7 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
   }
 
   return {
-    failure: () => failure,
+    ...{ metrics, failure: () => failure },
     /** Resolves once committed, rejects with the error of SQLite. @throws HttpError 503 where too many wait */
     submit(events: TelemetryEvent[]): Promise<Receipt> {
       if (pendingEventCount > 0 && pendingEventCount + events.length > MAX_PENDING_EVENTS)
@@ -2210,14 +2215,12 @@ export function createIngest(store: Pick<Store, "append">, hub: Pick<Hub, "publi
 
 const MAX_BODY_BYTES = 1024 * 1024;
 const MAX_REFUSED = 1_000;
-const COOKIE_SECONDS = 30 * 86_400;
-const COOKIE = { maxAge: COOKIE_SECONDS, httpOnly: true, sameSite: "strict", path: "/" } as const;
 const JSON_TYPE = "application/json";
 const NDJSON = "application/x-ndjson";
 const EVENT_STREAM = "text/event-stream";
 const decoder = new TextDecoder("utf-8", { fatal: true });
 const CORS_HEADERS = {
-  "Access-Control-Allow-Methods": "GET, POST",
+  "Access-Control-Allow-Methods": "GET, POST, DELETE",
   "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
   "Access-Control-Expose-Headers": "Last-Event-ID, Retry-After",
   "Access-Control-Max-Age": "600",
@@ -2228,16 +2231,7 @@ type Guard = ReturnType<typeof createGuard>;
 
 function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: Clock, log: Log) {
   const refused = new Set<string>(); // clients, by their User-Agent: a line of the log for each
-  const digest = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest();
-  const wanted = authToken === null ? null : digest(authToken);
-  const isToken = (given: string | null | undefined) =>
-    wanted === null || (given != null && timingSafeEqual(digest(given), wanted)); // hashed: of equal lengths
-  // A browser can send no header with an EventSource, and sends a cookie to every port of its host: so
-  // its name has the port, and its value is not the token, but says until when it stands for it.
-  const cookieName = (headers: Headers) =>
-    `pai_observability_${/:(\d+)$/.exec(headers.get("host") ?? "")?.[1] ?? "default"}`;
-  const cookieValue = (name: string, expires: string) =>
-    `${expires}.${new Bun.CryptoHasher("sha256", authToken ?? "").update(`${name} ${expires}`).digest("base64url")}`;
+  const login = authToken === null ? null : createLogin(authToken, now);
 
   return {
     /** The CORS headers of an allowed origin, else none. @throws HttpError 400, or 403 for a foreign page */
@@ -2262,32 +2256,16 @@ function createGuard({ authToken, allowedHosts, allowedOrigins }: Config, now: C
       if (`${fetched.join(" ")} ${new URL(url).pathname}` === "GET navigate document /") return {};
       throw new HttpError(403, "Sec-Fetch-Site: not a page of this server");
     },
-    /** A cookie that stands for the token in the query; null: none is given, or wanted. @throws HttpError 401 where it is the wrong one */
-    loginCookie({ headers, url }: Request): string | null {
-      const given = new URL(url).searchParams.get("token");
-      if (wanted === null || given === null) return null;
-      // As a form sends it; or as a person types it: then + and & are themselves, and perhaps %, too.
-      const typed = url.replace(/^.*?[?&]token=/s, "");
-      const decoded = new URLSearchParams(`token=${typed.replace(/[+&]/g, encodeURIComponent)}`);
-      if (![given, decoded.get("token"), typed].some(isToken))
-        throw new HttpError(401, "token: not the AUTH_TOKEN of this server");
-      const name = cookieName(headers);
-      const value = cookieValue(name, String(now() + COOKIE_SECONDS * SECOND_MS));
-      const secure = headers.get("x-forwarded-proto") === "https";
-      return new Bun.Cookie(name, value, { ...COOKIE, secure }).serialize();
+    /** A cookie that stands for the token in the query; null: none is given, or wanted. @throws HttpError 401 */
+    loginCookie(req: Request): string | null {
+      const cookie = login?.cookieFor(req) ?? null;
+      if (cookie === "") throw new HttpError(401, "token: not the AUTH_TOKEN of this server");
+      return cookie;
     },
     /** @throws HttpError 401 where a token is wanted and neither header nor cookie has it */
     checkToken({ headers }: Request): void {
-      if (wanted === null) return;
       const bearer = /^Bearer +(\S+)$/i.exec(headers.get("authorization") ?? "")?.[1];
-      const name = cookieName(headers);
-      // Any of them: a page at another port can set one of the same name for a path, which comes first.
-      const isCookie = (headers.get("cookie") ?? "").split("; ").some((cookie) => {
-        const expires = cookie.slice(name.length + 1).split(".")[0] ?? "";
-        const wantedCookie = digest(`${name}=${cookieValue(name, expires)}`);
-        return timingSafeEqual(digest(cookie), wantedCookie) && Number(expires) > now();
-      });
-      if (isToken(bearer) || isCookie) return;
+      if (login === null || login.isToken(bearer) || login.hasCookie(headers)) return;
       const client = headers.get("user-agent")?.slice(0, 100) ?? "";
       if (!refused.has(client) && refused.size < MAX_REFUSED)
         log.warn(`401: ${client} sends no token, or a wrong one`);
@@ -2356,6 +2334,12 @@ const reply = (body: BodyInit | null, headers: Record<string, string>, status = 
 const json = (body: unknown, headers = {}, status = 200) =>
   reply(JSON.stringify(body), { "Content-Type": JSON_TYPE, ...headers }, status);
 
+const spentOf = ({ nanodollars = 0, first_token_ms = 0, first_tokens, ...sums }: Sums) => ({
+  cost: nanodollars / 1e9,
+  tokens: Object.fromEntries(TOKEN_KINDS.map((part) => [part, sums[part] ?? 0])),
+  avg_first_token_ms: first_tokens ? first_token_ms / first_tokens : null,
+});
+
 /** The text of an object with `members`, then `lists`; an item that is text is JSON already. */
 async function* jsonPieces(members: object, lists: Lists) {
   let text = JSON.stringify(members).slice(0, -1);
@@ -2401,12 +2385,16 @@ async function stream(text: AsyncGenerator<string>, headers: Record<string, stri
   return reply(new ReadableStream(source, QUEUE), headers);
 }
 
+const A_TIME: Format = { test: (text) => !Number.isNaN(timeOf(text)) };
 /** The query parameters that are numbers: what each must look like, and how an error says it. */
 const NUMBER_PARAMS = {
-  limit: [wholeNumber(1, 1_000), "a whole number from 1 to 1000"],
+  limit: wholeNumber(1, 1_000),
   after: [/^\d{1,16}$/, "the id of an event"],
   before: [/^\d{1,16}$/, "the id of an event"],
   hours: [HOURS, "a number above 0, fractions allowed"],
+  from: [A_TIME, "ISO 8601 with an offset, such as 2026-01-01T12:00:00Z"],
+  to: [A_TIME, "ISO 8601 with an offset, such as 2026-01-01T12:00:00Z"],
+  days: wholeNumber(1, 400),
   before_hours: [/^(?=.)\d{0,9}(\.\d{1,9})?$/, "a number from 0, fractions allowed"],
 } as const;
 const EVENT_TYPE_NAMES = Object.keys(EVENT_TYPES).filter(isEventType);
@@ -2421,7 +2409,8 @@ function createQuery(url: string) {
     const given = get(name);
     const [format, expected] = NUMBER_PARAMS[name];
     if (given !== null && !format.test(given)) throw invalid(name, expected, given);
-    return given === null ? absent : Number(given);
+    if (given === null) return absent;
+    return format === A_TIME ? timeOf(given) : Number(given);
   }
 
   function choice<T extends string>(name: string, choices: readonly T[]): T | null {
@@ -2471,7 +2460,7 @@ function parseJson(text: string): unknown {
 function createRoutes(parts: Parts, now: Clock): Routes {
   const { config, guard, store, hub, ingest, log } = parts;
   const startedAt = performance.now(); // of a clock that nobody sets
-  let bundle: Promise<Map<string, Blob>> | null = null;
+  const dashboard = createDashboard();
   const headId = (head = store.head()) => ({ "Last-Event-ID": String(head) }); // where a stream goes on after it
   const streamJson = (lists: Lists, headers = {}, members = {}) =>
     stream(jsonPieces(members, lists), { "Content-Type": JSON_TYPE, ...headers }, log);
@@ -2479,10 +2468,14 @@ function createRoutes(parts: Parts, now: Clock): Routes {
   async function* eventTexts(filter: EventFilter, order: Order, limit: number, end = "") {
     for await (const event of store.listEvents(filter, order, limit)) yield eventJson(event) + end;
   }
-  async function* usage(kind: "tool" | "agent", query: Query) {
-    for await (const { name, ...stats } of store.usageStats(kind, ...query.range(now())))
-      yield { [kind === "agent" ? "subagent_type" : "tool"]: name, ...stats };
+  async function* usage(kind: UsageKind, query: Query) {
+    for await (const { name, sums, ...stats } of store.usageStats(kind, ...query.range(now())))
+      if (kind === "model") yield { ...JSON.parse(name), ...stats, ...spentOf(sums) };
+      else yield { [kind === "agent" ? "subagent_type" : "tool"]: name, ...stats };
   }
+
+  const noSession = (id: string) =>
+    new HttpError(404, `no session ${JSON.stringify(id.slice(0, MAX_ID_CHARS))}`);
 
   const postEvents: Handler = async (_query, req) => {
     const { text, isNdjson } = await readBody(req);
@@ -2496,34 +2489,28 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const cookie = guard.loginCookie(req);
       if (cookie !== null) return reply(null, { Location: "/", "Set-Cookie": cookie }, 303); // no token in the address bar
       guard.checkToken(req);
-      try {
-        return reply((await (bundle ??= bundleDashboard())).get("/") ?? "", PAGE_HEADERS);
-      } catch (error) {
-        bundle = null; // the next request tries again
-        log.error(`dashboard: ${messageOf(error)}`);
-        throw new HttpError(503, "the page can't be bundled; the server's log has it", RETRY_LATER);
-      }
+      const page = await dashboard.page((problem) => log.error(`dashboard: ${problem}`));
+      if (page) return reply(page, PAGE_HEADERS);
+      throw new HttpError(503, "the page can't be bundled; the server's log has it", RETRY_LATER);
     },
     "GET /*": async (_query, { url }) => {
-      const file = (await bundle)?.get(new URL(url).pathname);
+      const file = await dashboard.file(new URL(url).pathname);
       if (file === undefined) throw NO_ROUTE;
       return reply(file, { "Content-Type": file.type });
     },
     "GET /health": () => {
       const { events, bytes: database_bytes } = store.size();
       const uptime = (performance.now() - startedAt) / SECOND_MS;
-      const failure = ingest.failure();
-      const reason = failure === null ? undefined : messageOf(failure);
+      const reason = ingest.failure();
       return json({
         status: reason === undefined ? "ok" : "degraded",
-        reason,
-        uptime,
-        timestamp: iso(now()),
-        version,
-        subscribers: hub.size,
-        events,
-        database_bytes,
+        ...{ reason, uptime, timestamp: iso(now()), version },
+        ...{ subscribers: hub.size(), events, database_bytes },
       });
+    },
+    "GET /metrics": async () => {
+      const counts = { ...(await store.countSessions(now())), ...store.size() };
+      return reply(ingest.metrics.read({ ...counts, subscribers: hub.size() }), METRICS_TYPE);
     },
     "POST /events": postEvents,
     "POST /api/events": postEvents,
@@ -2533,17 +2520,20 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const after = query.number("after", null);
       const before = Math.min(query.number("before", Infinity), store.head() + 1); // so that an export ends
       const type = query.choice("type", EVENT_TYPE_NAMES);
-      const filter = { after, before, sessionId: query.text("sessionId"), type };
+      const [sessionId, q, tool] = [query.text("sessionId"), query.text("q"), query.text("tool")];
+      const [from, to] = [query.number("from", 0), query.number("to", Infinity)];
+      const filter = { after, before, sessionId, type, q, tool, from, to };
       if (isExport) {
         const lines = eventTexts(filter, "oldest first", limit, "\n");
         return stream(lines, { "Content-Type": NDJSON }, log);
       }
       const order = after === null ? "newest first" : "oldest first";
-      return streamJson({ events: eventTexts(filter, order, limit) }, headId());
+      const indexed_to = q === null && tool === null ? undefined : store.indexedTo();
+      return streamJson({ events: eventTexts(filter, order, limit) }, headId(), { indexed_to });
     },
     "GET /api/events/stream": (query, req) => {
-      if (hub.size >= config.maxSubscribers)
-        throw new HttpError(503, `${hub.size} streams, which is MAX_SUBSCRIBERS`, RETRY_LATER);
+      if (hub.size() >= config.maxSubscribers)
+        throw new HttpError(503, `${hub.size()} streams, which is MAX_SUBSCRIBERS`, RETRY_LATER);
       const cursor = req.headers.get("last-event-id") || query.text("lastEventId");
       const hasRows = query.text("include")?.split(",").includes("rows") ?? false;
       const frames = hub.subscribe(query.text("sessionId"), cursor, hasRows);
@@ -2557,10 +2547,27 @@ function createRoutes(parts: Parts, now: Clock): Routes {
     },
     "GET /api/sessions/:sessionId": async (_query, { params: { sessionId = "" } = {} }) => {
       const found = await store.findSession(sessionId, now());
-      if (found === null)
-        throw new HttpError(404, `no session ${JSON.stringify(sessionId.slice(0, MAX_ID_CHARS))}`);
+      if (found === null) throw noSession(sessionId);
       const { head, session, tools, agents } = found;
       return streamJson({ tools, agents }, headId(head), { session });
+    },
+    "DELETE /api/sessions/:sessionId": async (_query, { params: { sessionId = "" } = {} }) => {
+      const count = await store.prune(0, undefined, hub.publish, [sessionId]);
+      if (count === 0) throw new HttpError(404, "no such session");
+      return reply(null, {}, 204);
+    },
+    "DELETE /api/sessions": async (query) => {
+      const prefix = query.text("prefix");
+      if (prefix === null) throw invalid("prefix", "the beginning of ids");
+      const all = store.listSessions({ status: null, sessionId: null }, LAST, now());
+      const ids: string[] = [];
+      for await (const { id } of all) if (id.startsWith(prefix)) ids.push(id);
+      await store.prune(0, undefined, hub.publish, ids);
+      return reply(null, {}, 204);
+    },
+    "GET /api/sessions/:sessionId/trace.json": (_query, { params: { sessionId = "" } = {} }) => {
+      if (store.toSession(sessionId, now()) === null) throw noSession(sessionId);
+      return streamJson({ traceEvents: traceEvents(store, sessionId, now()) });
     },
     "GET /api/spans": (query) => {
       const isOpen = query.text("open") === "1";
@@ -2581,12 +2588,20 @@ function createRoutes(parts: Parts, now: Clock): Routes {
     "GET /api/overview": async () => json(await store.overview(now())),
     "GET /api/analytics/tools": (query) => streamJson({ tools: usage("tool", query) }),
     "GET /api/analytics/agents": (query) => streamJson({ agents: usage("agent", query) }),
+    "GET /api/analytics/models": (query) => streamJson({ models: usage("model", query) }),
+    "GET /api/analytics/spend": async (query) => {
+      const by = query.choice("by", ["day", "model", "agent", "directory"]) ?? "day";
+      const at = now() - query.number("before_hours", 0) * HOUR_MS;
+      const from = at - (at % DAY_MS) - (query.number("days", 30) - 1) * DAY_MS;
+      const days = store.usageStats("spend", from, at + 1, by);
+      const spend = await Array.fromAsync(days, (it) => ({ [by]: it.name, ...spentOf(it.sums) }));
+      return json({ spend: by === "day" ? spend : spend.sort((a, b) => b.cost - a.cost) });
+    },
     "GET /api/analytics/activity": (query) =>
       json({ activity: store.activity(...query.range(now())) }, headId()),
     "GET /plugin/observability.ts": (_query, { headers }) => {
       const scheme = headers.get("x-forwarded-proto") === "https" ? "https" : "http";
-      const address = JSON.stringify(`${scheme}://${headers.get("host")}`); // it posts to where it came from
-      return reply(PLUGIN.replace(/(?<=^const DEFAULT_SERVER = )"[^"]*"/m, address), PLAIN_TEXT);
+      return reply(pluginFor(`${scheme}://${headers.get("host")}`), PLAIN_TEXT); // it posts to where it came from
     },
   };
 }
@@ -2594,7 +2609,8 @@ function createRoutes(parts: Parts, now: Clock): Routes {
 /** Answers at `path`, or with what went wrong: nothing else turns errors into answers. */
 function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
   const handlerOf = (method: string) => routes[`${method === "HEAD" ? "GET" : method} ${path}`];
-  const allow = { Allow: [...["GET", "HEAD", "POST"].filter(handlerOf), "OPTIONS"].join(", ") };
+  const methods = ["GET", "HEAD", "POST", "DELETE"].filter(handlerOf);
+  const allow = { Allow: [...methods, "OPTIONS"].join(", ") };
   const preflight: Handler = () => reply(null, allow, 204);
 
   return async (req: RoutedRequest) => {
@@ -2615,11 +2631,7 @@ function createAnswer(path: string, routes: Routes, { guard, log }: Parts) {
       log.debug(`${status} ${method} ${url.replace(/\?.*/s, "")}: ${reason}`);
       const isAsked = status === 401 && req.headers.get("accept")?.includes("text/html");
       response = isAsked
-        ? reply(
-            String(loginPage).replace("<!-- problem -->", url.includes("token=") ? message : ""),
-            PAGE_HEADERS,
-            status,
-          )
+        ? reply(loginPage(url.includes("token=") ? message : ""), PAGE_HEADERS, status)
         : json({ error: message }, headers, status);
     }
     for (const name in cors) response.headers.set(name, cors[name] ?? "");
@@ -2656,7 +2668,7 @@ const isInUse = (error: unknown) =>
 
 /** Starts the server. @returns its URL, and how to stop it: in 2 s, all acknowledged in the file. @throws StartError */
 export function startServer(config: Config, log: Log, now: Clock = Date.now) {
-  const { host, port } = config;
+  const { host, port, paiPort, isPaiEnabled } = config;
   const store = openStore(config.dataDir, log, now());
   const hub = createHub(store, (error) => void asHttpError(error, log), now);
   const ingest = createIngest(store, hub, now);
@@ -2680,8 +2692,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   // Both loopback addresses for `localhost`: a client may try either first.
   for (const hostname of host.toLowerCase() === "localhost" ? LOOPBACK : [host])
     try {
-      const shownPort = servers[0]?.port ?? port;
-      servers.push(listen(hostname, shownPort, paths, routes));
+      servers.push(listen(hostname, servers[0]?.port ?? port, paths, routes));
     } catch (error) {
       // A machine may lack IPv6; but where another program has its port, localhost would mean two servers.
       if (servers.length > 0 && (!isInUse(error) || port === 0)) continue;
@@ -2693,7 +2704,6 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
       throw new StartError(problem);
     }
   // Where the emitter of PAI-OpenCode posts to, if nothing else was said to it.
-  const { paiPort, isPaiEnabled } = config;
   for (const hostname of isPaiEnabled && paiPort !== servers[0]?.port ? LOOPBACK : [])
     try {
       servers.push(listen(hostname, paiPort, ["/events", "/health"], {}));
@@ -2703,25 +2713,20 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
     }
 
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */
-  const isAsked = () =>
-    servers.reduce((sum, { pendingRequests }) => sum + pendingRequests, 0) > hub.size;
-  let isFirst = true;
+  const isAsked = () => servers.reduce((sum, it) => sum + it.pendingRequests, 0) > hub.size();
+  const cutoff = () => now() - config.retentionHours * HOUR_MS;
   const prune = async () => {
     try {
-      const cutoff = now() - config.retentionHours * HOUR_MS;
-      const isDoubtful = isFirst && store.isAllExpired(cutoff);
-      isFirst = false;
-      if (isDoubtful)
-        return log.warn(
-          "retention: all sessions are too old; if the clock is right, they go in an hour",
-        );
-      const sessionCount = await store.prune(cutoff, isAsked, hub.publish);
+      const sessionCount = await store.prune(cutoff(), isAsked, hub.publish);
       if (sessionCount > 0) log.info(`retention: ${sessionCount} sessions deleted`);
     } catch (error) {
       log.warn(`retention: ${messageOf(error)}; tried again in an hour`);
     }
   };
-  let pruning = prune();
+  const isDoubtful = store.isAllExpired(cutoff());
+  if (isDoubtful)
+    log.warn("retention: all sessions are too old; if the clock is right, they go in an hour");
+  let pruning = isDoubtful ? Promise.resolve() : prune();
   let lastHead = 0;
   const mergeWhenIdle = () => {
     try {
@@ -2735,6 +2740,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const timers = [
     setInterval(mergeWhenIdle, MINUTE_MS),
     setInterval(() => (pruning = pruning.then(prune)), HOUR_MS),
+    setInterval(() => store.index(isAsked() ? 2 : INDEX_INTERVAL_MS / 3), INDEX_INTERVAL_MS),
     setInterval(hub.heartbeat, HEARTBEAT_MS),
     setInterval(() => hub.publish(now()), SWEEP_INTERVAL_MS),
   ];
@@ -2764,6 +2770,8 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
 
 if (import.meta.main) {
   process.env.NO_PROXY = "*"; // it fetches from itself alone: the page's bundle
+  const [word, ...rest] = process.argv.slice(2);
+  if (word !== undefined) process.exit(await runCommand(word, rest, loadConfig));
   try {
     const config = loadConfig(process.env);
     const log = createLog(config.logLevel);

@@ -2,8 +2,28 @@
 
 import page from "./index.html";
 
+/** Bundles when the page is first asked for, and anew where it couldn't be. */
+export function createDashboard() {
+  let bundle: Promise<Map<string, Blob>> | null = null;
+
+  return {
+    /** The page; null: it can't be bundled, and `onError` was told why. */
+    async page(onError: (problem: string) => void): Promise<Blob | null> {
+      try {
+        return (await (bundle ??= bundleDashboard())).get("/") ?? null;
+      } catch (error) {
+        bundle = null; // the next request tries again
+        onError(error instanceof Error ? error.message : String(error));
+        return null;
+      }
+    },
+    /** What the page loads from `path`; undefined: nothing, or the page was never asked for. */
+    file: async (path: string) => (await bundle)?.get(path),
+  };
+}
+
 /** The dashboard and what it loads, by path, as Bun bundles them. Rejects where it can't. */
-export async function bundleDashboard(): Promise<Map<string, Blob>> {
+async function bundleDashboard(): Promise<Map<string, Blob>> {
   // Bun bundles for a route of a server, and no handler sees that asked for: so one that is there for a moment.
   const routes = { "/": page };
   const server = Bun.serve({ hostname: "127.0.0.1", port: 0, development: false, routes });

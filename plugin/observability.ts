@@ -2813,8 +2813,10 @@ async function setup(context: Context2) {
 /** OpenCode 1.18 calls `server` (and `setup`), OpenCode 2 `setup`; both without `this`. */
 export default { id: NAME, server, setup };
 
-/** For the tests: both generations leave named exports alone. */
+/** For the tests and install.ts: both generations leave named exports alone. */
 export {
+  configDirectory,
+  createClient,
   createTranslator1,
   createTranslator2,
   createShape,

@@ -168,8 +168,10 @@ const REQUESTS: [string, string, number][] = [
   ["GET", "/", 200],
   ["GET", "/health", 200],
   ["HEAD", "/health", 200],
+  ["GET", "/metrics", 200],
   ["GET", "/api/sessions", 200],
   ["GET", "/api/sessions/s1", 200],
+  ["GET", "/api/sessions/s1/trace.json", 200],
   ["GET", "/api/events", 200],
   ["GET", "/api/events/stream", 200],
   ["HEAD", "/api/events/stream", 200],
@@ -185,7 +187,9 @@ const REQUESTS: [string, string, number][] = [
   ["GET", "/api/sessions?limit=0", 400],
   ["GET", "/api/sessions/unknown", 404],
   ["GET", "/nowhere", 404],
-  ["DELETE", "/api/sessions", 405],
+  ["DELETE", "/api/sessions", 400],
+  ["DELETE", "/api/sessions/unknown", 404],
+  ["DELETE", "/api/spans", 405],
 ];
 
 describe("on every route", () => {
@@ -241,7 +245,7 @@ describe("on every route", () => {
       expect(await ask({})).toBe(refused);
       expect(await ask({ Authorization: `Bearer ${"w".repeat(32)}` })).toBe(refused);
       expect(await ask({ Authorization: `Bearer ${TOKEN}` })).toBe(
-        path === "/api/sessions/s1" ? 404 : status,
+        path.startsWith("/api/sessions/s1") ? 404 : status,
       );
       abort.abort();
     },
@@ -262,7 +266,7 @@ describe("ALLOWED_ORIGINS", () => {
     expect(response.status).toBe(status);
     expect(response.headers.toJSON()).toMatchObject({
       "access-control-allow-origin": ALLOWED_ORIGIN,
-      "access-control-allow-methods": "GET, POST",
+      "access-control-allow-methods": "GET, POST, DELETE",
       "access-control-allow-headers": expect.stringMatching(
         /Authorization.*Content-Type.*Last-Event-ID/,
       ),

@@ -993,11 +993,17 @@ describe("methods and routes", () => {
     "/api/events/stream",
     "/api/analytics/tools",
     "/api/analytics/agents",
+    "/api/analytics/models",
+    "/api/analytics/spend",
     "/api/analytics/activity",
   ];
 
   const wrong = [
-    ...READ_ROUTES.flatMap((path) => ["PUT", "DELETE", "PATCH"].map((method) => [method, path])),
+    ...READ_ROUTES.flatMap((path) => ["PUT", "PATCH"].map((method) => [method, path])),
+    ...READ_ROUTES.filter((path) => !path.startsWith("/api/sessions")).map((path) => [
+      "DELETE",
+      path,
+    ]),
     ...READ_ROUTES.filter((path) => path !== "/api/events").map((path) => ["POST", path]),
     ...["GET", "HEAD", "PUT"].map((method) => [method, "/events"]),
   ] as [method: string, path: string][];

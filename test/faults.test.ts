@@ -716,7 +716,7 @@ describe("garbage", () => {
     ["an unknown method", `BREW /health HTTP/1.1\r\n${HOST}\r\n`],
     ["TRACE", `TRACE /health HTTP/1.1\r\n${HOST}\r\n`],
     ["CONNECT", `CONNECT localhost:80 HTTP/1.1\r\n${HOST}\r\n`],
-    ["DELETE", `DELETE /api/sessions/s1 HTTP/1.1\r\n${HOST}\r\n`],
+    ["DELETE", `DELETE /api/sessions/nobody HTTP/1.1\r\n${HOST}\r\n`],
     ["PROPFIND", `PROPFIND / HTTP/1.1\r\n${HOST}\r\n`],
     ["OPTIONS *", `OPTIONS * HTTP/1.1\r\n${HOST}\r\n`],
     ["a method of 10 KB", `${"A".repeat(10_240)} / HTTP/1.1\r\n${HOST}\r\n`],

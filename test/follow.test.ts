@@ -4,9 +4,11 @@
  */
 
 import { afterAll, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { follow, openCursor } from "../follow/follow.ts";
+import { generatedStore } from "./bench/generate.ts";
+import { sessionEvents } from "./fixtures.ts";
 import {
   getJson,
   isSoak,
@@ -168,6 +170,7 @@ type Answer = (spans: OtlpSpan[]) => Response | Promise<Response> | null;
 /** A collector on a port of its own, which it keeps when it is stopped and started. */
 function startCollector() {
   const spans: OtlpSpan[] = [];
+  const bodies: Fields[] = [];
   const problems: string[] = [];
   const headers: Headers[] = [];
   let requestCount = 0;
@@ -183,7 +186,9 @@ function startCollector() {
           problems.push(`${req.method} ${req.url}`);
         if (req.headers.get("content-type") !== "application/json") problems.push("content-type");
         try {
-          const read = readRequest((await req.json()) as { resourceSpans: Fields[] });
+          const body = (await req.json()) as { resourceSpans: Fields[] };
+          const read = readRequest(body);
+          bodies.push(body);
           const told = await answer(read);
           if (told === null || told.ok) spans.push(...read);
           return told ?? Response.json({});
@@ -196,7 +201,7 @@ function startCollector() {
   let running = serve(0);
   const port = running.port ?? 0;
   return {
-    ...{ spans, problems, headers, url: `http://127.0.0.1:${port}` },
+    ...{ spans, bodies, problems, headers, url: `http://127.0.0.1:${port}` },
     requestCount: () => requestCount,
     answerWith: (next: Answer) => void (answer = next),
     stop: () => running.stop(true),
@@ -499,6 +504,91 @@ describe("follow/otlp.ts", () => {
     400_000,
   );
 
+  test.skipIf(!isSoak)(
+    "the protocol's own definition takes each request, and gives the same back",
+    async () => {
+      const directory = tempDir(); // its package is no dependency of ours; the last version with the definition as a module
+      const cmd = [process.execPath, "add", "@opentelemetry/otlp-transformer@0.205.0"];
+      if (Bun.spawnSync(cmd, { cwd: directory }).exitCode !== 0)
+        return console.warn("skipped: the definition of OTLP, for want of a package registry");
+      const path = "node_modules/@opentelemetry/otlp-transformer/build/src/generated/root.js";
+      const { opentelemetry } = require(join(directory, path));
+      const Request = opentelemetry.proto.collector.trace.v1.ExportTraceServiceRequest;
+      await using server = await startTestServer();
+      await using collector = startCollector();
+      await using follower = otlp(server, collector, tempDir());
+      await post(server, [...turn("s", 0), ...(sessionEvents("t") as Event[])]);
+      await follower.reached(await post(server, turn("s", 1)));
+      /** Ids are hex in JSON, and bytes in the definition. */
+      const withIds = (value: unknown, to: (id: never) => unknown): unknown => {
+        if (Array.isArray(value)) return value.map((item) => withIds(item, to));
+        if (typeof value !== "object" || value === null) return value;
+        const entries = Object.entries(value).map(([key, it]) => [
+          key,
+          /^(trace|span|parentSpan)Id$/.test(key) ? to(it as never) : withIds(it, to),
+        ]);
+        return Object.fromEntries(entries);
+      };
+      expect(collector.bodies.length).toBeGreaterThan(0);
+      for (const body of collector.bodies) {
+        const message = Request.fromObject(withIds(body, (id: string) => Buffer.from(id, "hex")));
+        expect(Request.verify(message)).toBe(null);
+        const decoded = Request.decode(Request.encode(message).finish());
+        const json = Request.toObject(decoded, { longs: String, enums: Number, bytes: Buffer });
+        const again = withIds(json, (id: Buffer) => Buffer.from(id).toString("hex"));
+        expect(JSON.parse(JSON.stringify(again))).toEqual(body);
+      }
+    },
+  );
+
+  test.skipIf(!isSoak)(
+    "a week of traffic, the collector killed ten times → each ended span is there, by its id",
+    async () => {
+      const dataDir = tempDir();
+      cpSync(await generatedStore(100_000, console.log), dataDir, { recursive: true });
+      await using server = await startTestServer({ dataDir, config: { retentionHours: 1_000 } });
+      const expected = (await endedSpans(server)).length;
+      const { events } = await getJson<{ events: { id: number }[] }>(server, "/api/events?limit=1");
+      const head = events[0]?.id ?? Infinity;
+      const file = join(tempDir(), "received"); // a line for each span: its id, and whether it is a run
+      const COLLECTOR = `
+        const [file, port] = process.argv.slice(1);
+        const server = Bun.serve({ port: Number(port), hostname: "127.0.0.1", async fetch(req) {
+          const spans = (await req.json()).resourceSpans.flatMap((it) => it.scopeSpans).flatMap((it) => it.spans);
+          const isRun = ({ attributes }) => !attributes.some(({ key }) => key === "pai.outcome");
+          require("fs").appendFileSync(file, spans.map((it) => it.spanId + (isRun(it) ? " run" : "") + "\\n").join(""));
+          return Response.json({});
+        } });
+        console.log(server.port);`;
+      const startCollectorProcess = async (port: string) => {
+        const cmd = [process.execPath, "-e", COLLECTOR, file, port];
+        const child = Bun.spawn({ cmd, stdout: "pipe", stderr: "inherit" });
+        children.push(child);
+        for await (const chunk of child.stdout)
+          return { child, port: new TextDecoder().decode(chunk).trim() };
+        throw new Error("the collector ended");
+      };
+      const received = () =>
+        existsSync(file) ? readFileSync(file, "utf8").split("\n").slice(0, -1) : [];
+      let { child, port } = await startCollectorProcess("0");
+      await using follower = otlp(server, { url: `http://127.0.0.1:${port}` }, dataDir);
+      for (let kill = 1; kill <= 10; kill++) {
+        await waitFor(() => received().length >= (kill * expected) / 11, `kill ${kill}`, 120_000);
+        child.kill("SIGKILL");
+        await child.exited;
+        ({ child } = await startCollectorProcess(port));
+      }
+      await waitFor(() => cursorOf(follower.file) >= head, "the last event", 120_000);
+      const all = received();
+      const distinct = new Set(all.filter((line) => !line.endsWith(" run")));
+      console.log(
+        `a week, 10 kills: ${expected} ended spans, ${distinct.size} at the collector; ${new Set(all).size - distinct.size} runs; ${all.length - new Set(all).size} sent again`,
+      );
+      expect(distinct.size).toBe(expected);
+    },
+    900_000,
+  );
+
   test.concurrent(
     "killed before it knows that a request was taken → it is sent again, the same to the byte",
     async () => {
@@ -591,27 +681,35 @@ describe("follow/otlp.ts", () => {
   );
 
   test.concurrent(
-    "inside the server: on with its variable; a crash is a line in the log, and it starts anew",
+    "inside the server: each on with its variable; a crash is a line in the log, and it starts anew",
     async () => {
       const dataDir = tempDir();
       await using collector = startCollector();
+      await using receiver = startNtfy();
       const file = join(dataDir, "observability.db.otlp");
       writeFileSync(file, "half a fi");
       const AUTH_TOKEN = "x".repeat(32);
-      const env = { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, AUTH_TOKEN };
+      const NOTIFY_URL = receiver.url;
+      const env = { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, AUTH_TOKEN, NOTIFY_URL };
       const headers = { Authorization: `Bearer ${AUTH_TOKEN}` };
       let server = await spawnServer({ dataDir, env });
       await waitFor(() => server.output().includes(" error otlp: "), "the line", WAIT_MS);
       expect(server.output().match(/ error otlp: .*/)?.[0]).toContain("JSON");
+      const noticed = join(dataDir, "observability.db.ntfy");
+      await waitFor(() => cursorOf(noticed) > 0, "ntfy's first connection", WAIT_MS);
       await post(server, turn("s", 0), headers);
       writeFileSync(file, '{"id":0}');
       await collector.waitForSpans(SPANS_OF_TURN);
+      await receiver.waitForNotices(1);
       const { exitCode } = await server.end("SIGTERM");
       expect(exitCode).toBe(0);
       server = await spawnServer({ dataDir, env });
       await post(server, turn("s", 1), headers);
       await collector.waitForSpans(2 * SPANS_OF_TURN);
+      await receiver.waitForNotices(2);
       await server.end("SIGKILL");
+      expect(receiver.titles()).toEqual(["Done: s", "Done: s"]);
+      expect(receiver.notices[1]?.click).toBe(`${server.url}/#/session/s`);
       expectNoneTwice(collector.spans);
       expect(collector.spans.length).toBe(2 * SPANS_OF_TURN);
     },

@@ -459,5 +459,5 @@ export const isSoak = Boolean(process.env.SOAK);
 type Found = NonNullable<Awaited<ReturnType<import("../server.ts").Store["findSession"]>>>;
 type Item<Items> = Items extends Iterable<infer One> ? One : never;
 /** The calls that `GET /api/sessions/:sessionId` lists. */
-export type ToolCall = Item<Found["tools"]>;
-export type AgentRun = Item<Found["agents"]>;
+export type ToolCall = Item<Found["tools"]> & { tool: string; args: string | null };
+export type AgentRun = Item<Found["agents"]> & { subagent_type: string; prompt: string | null };

@@ -388,9 +388,14 @@ const SPANS_OF_LOG = `
   ORDER BY session_id, kind, key`;
 
 const FOLDED_USAGE = `
-  SELECT kind, period_ms, start, name, count, timed, total_ms, errors
+  SELECT
+    kind, period_ms, start, name,
+    IFNULL(sums ->> 'count', 0)    AS count,
+    IFNULL(sums ->> 'timed', 0)    AS timed,
+    IFNULL(sums ->> 'total_ms', 0) AS total_ms,
+    IFNULL(sums ->> 'errors', 0)   AS errors
   FROM usage
-  WHERE count > 0 OR errors > 0
+  WHERE sums ->> 'count' > 0 OR sums ->> 'errors' > 0
   ORDER BY kind, period_ms, start, name`;
 
 /** An agent counts once, under the name of its spawn: in the time of its completion, where that is there. */
@@ -420,7 +425,7 @@ const USAGE_OF_LOG = `
       WHERE session_id = done.session_id AND call_id = done.call_id AND type = 'agent_spawn'
     )
   ),
-  periods (period_ms) AS (VALUES (60000), (3600000))
+  periods (period_ms) AS (VALUES (60000), (3600000), (86400000))
   SELECT
     kind,
     period_ms,

@@ -326,9 +326,15 @@ function countUsage(database: Database): void {
   );
 }
 
-test.each([1_999, 2_000, 2_001, 8_000])(
-  "%d events in a file of schema 2 → folded anew, each once, and nothing is left to fold",
-  (count) => {
+test.each([
+  [1_999, 2],
+  [2_000, 2],
+  [2_001, 2],
+  [8_000, 2],
+  [2_001, 3],
+])(
+  "%d events in a file of schema %d → folded anew, each once, and nothing is left to fold",
+  (count, schema) => {
     const directory = tempDir();
     const calls = Math.ceil(count / 2); // first they all start
     const event = (index: number) => ({
@@ -341,7 +347,9 @@ test.each([1_999, 2_000, 2_001, 8_000])(
     const rows = rowsOf(directory);
     before.close();
     using db = new Database(databasePath(directory));
-    db.run("DROP INDEX spans_errors; UPDATE sessions SET fold = '{}'; PRAGMA user_version = 2");
+    db.run(`UPDATE sessions SET fold = '{}'; PRAGMA user_version = ${schema};
+      DROP TRIGGER events_search; DROP TABLE search; ALTER TABLE watermark DROP COLUMN indexed_to;
+      ALTER TABLE deletions DROP COLUMN counted_from; ALTER TABLE deletions DROP COLUMN directory`);
     for (let start = 0; start < 2; start++) openStore(directory).close();
     expect(rowsOf(directory)).toEqual(rows);
     expect(db.query("SELECT * FROM unfolded").all()).toEqual([]);

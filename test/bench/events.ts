@@ -81,6 +81,39 @@ export function agentSpawn(
   };
 }
 
+/** What a model took: of a few models and agents. */
+export function modelResponse(
+  session_id: string,
+  call_id: string,
+  timestamp: number,
+  random: () => number,
+): PostedEvent {
+  const tokens = (most: number) => Math.round(random() * most);
+  return {
+    id: `prt_${call_id}:model_response`,
+    type: "model_response",
+    session_id,
+    timestamp,
+    data: {
+      call_id,
+      model: pick(["model-large", "model-small", "model-fast"], random),
+      provider: "provider",
+      agent: pick(AGENTS, random),
+      duration_ms: tokens(30_000),
+      first_token_ms: tokens(2_000),
+      tokens: {
+        input: tokens(20_000),
+        output: tokens(2_000),
+        reasoning: tokens(2_000),
+        cache_read: tokens(100_000),
+        cache_write: tokens(5_000),
+      },
+      cost: tokens(200_000) / 1e6,
+      finish_reason: "stop",
+    },
+  };
+}
+
 export function agentComplete(
   session_id: string,
   call_id: string,

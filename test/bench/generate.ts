@@ -15,7 +15,7 @@ import { join } from "node:path";
 import { openStore, parseEvent, type TelemetryEvent } from "../../server.ts";
 import { type PostedEvent, seededRandom } from "../fixtures.ts";
 import { makeTempDir } from "../helpers.ts";
-import { agentComplete, agentSpawn, serialText, toolUse } from "./events.ts";
+import { agentComplete, agentSpawn, modelResponse, serialText, toolUse } from "./events.ts";
 import { megabytes } from "./harness.ts";
 
 export const LARGE_SESSION = "ses_large";
@@ -27,12 +27,16 @@ const SPAN_MS = 168 * 60 * 60 * 1_000;
 const SESSION_EVENTS = 500;
 const LIVE_SESSIONS = 100;
 const EVENTS_PER_TRANSACTION = 5_000;
+/** Of one step of the text index, which the server takes in the pauses. */
+const INDEX_MS = 33;
 const SEED = 1;
 /** Older than this, too much of it would lie outside of the windows that are measured. */
 const MAX_AGE_MS = 6 * 60 * 60 * 1_000;
 const PREFIX = "made";
 /** Of the events of a session: subagents' starts, and as many completions. */
 const SPAWN_SHARE = 0.03;
+/** Of the events of a session: what models took. */
+const MODEL_SHARE = 0.1;
 const CACHE = join(tmpdir(), "bench-of-pai-observability");
 
 interface LiveSession {
@@ -83,7 +87,11 @@ function nextEvent(
       type: "session_start",
       session_id: id,
       timestamp,
-      data: { title: `Session ${id}`, directory: "/home/dev/project", model: "a-model" },
+      data: {
+        title: `Session ${id}`,
+        directory: `/home/dev/project${id.slice(-1)}`,
+        model: "a-model",
+      },
     };
   if (sent === size - 1)
     return { id: `${id}:session_end`, type: "session_end", session_id: id, timestamp };
@@ -95,6 +103,7 @@ function nextEvent(
   }
   const call = chance < 2 * SPAWN_SHARE ? calls.shift() : undefined;
   if (call !== undefined) return agentComplete(id, call, timestamp, random);
+  if (chance > 1 - MODEL_SHARE) return modelResponse(id, `model_${serial}`, timestamp, random);
   return toolUse(id, PREFIX, serial, timestamp, random);
 }
 
@@ -134,14 +143,29 @@ export async function generatedStore(count: number, note: (text: string) => void
     events = [];
   }
   store.append([events]);
+  const indexStart = performance.now();
+  while (store.indexedTo() !== undefined) store.index(INDEX_MS);
+  const indexSeconds = (performance.now() - indexStart) / 1_000;
   const { bytes } = store.size();
   store.close();
   renameSync(unfinished, directory);
   const seconds = (performance.now() - start) / 1_000;
   note(
-    `made ${count.toLocaleString("en")} events in ${seconds.toFixed(0)} s: ${megabytes(bytes).toLocaleString("en")} MB`,
+    `made ${count.toLocaleString("en")} events in ${seconds.toFixed(0)} s: ${megabytes(bytes).toLocaleString("en")} MB; ` +
+      `of these seconds ${indexSeconds.toFixed(0)} for the text index, ${indexShare(directory)} % of the file`,
   );
   return directory;
+}
+
+/** How much of the file is the text index. */
+function indexShare(directory: string): string {
+  using db = new Database(join(directory, "observability.db"));
+  const [bytes] = db
+    .query(
+      `SELECT 100.0 * TOTAL(pgsize) FILTER (WHERE name LIKE 'search%') / TOTAL(pgsize) FROM dbstat`,
+    )
+    .values()[0] as [number];
+  return bytes.toFixed(1);
 }
 
 function isFresh(directory: string): boolean {

@@ -44,6 +44,11 @@ const READS = {
   "session list, 100": "/api/sessions?limit=100",
   "activity, 24 h": "/api/analytics/activity?hours=24",
   "activity, 168 h": "/api/analytics/activity?hours=168",
+  "models, 168 h": "/api/analytics/models?hours=168",
+  "spend, 30 days, by directory": "/api/analytics/spend?by=directory",
+  "search: a frequent word": "/api/events?q=bash",
+  "search: a missing word": "/api/events?q=nowhere",
+  "search: two frequent words that never meet": "/api/events?q=webfetch%20todowrite",
 };
 
 export const history: Benchmark = {
