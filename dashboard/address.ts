@@ -1,35 +1,48 @@
 /** The part of the address after #: which page is open, and how the feed is filtered. So a view can be kept. */
 
-import { type FeedFilter, isEventType } from "./events.ts";
+import { type FeedFilter, NO_FILTER, isEventType } from "./events.ts";
+
+/** What a session's page shows below its timeline. */
+export const TABS = ["calls", "files", "todos", "cost", "events"] as const;
+export type Tab = (typeof TABS)[number];
 
 export interface Route {
   /** Of the session page; null: the overview. */
   sessionId: string | null;
+  /** Of the session page; the events where they are filtered. */
+  tab?: Tab;
   filter: FeedFilter;
-  /** The bar that is selected in its timeline. */
+  /** The bar that is selected in its timeline; or an event of its call, which is then replaced by it. */
   spanId: number | null;
+  /** The page of what was spent. */
+  isSpend?: boolean;
 }
 
-/** `#/session/<id>?type=tool_use&tool=bash&session=<id>&q=text&span=7`; what it doesn't understand is left out. */
+/** `#/session/<id>?tab=events&type=tool_use&tool=bash&session=<id>&q=text&span=7`; what it doesn't understand is left out. */
 export function routeOf(hash: string): Route {
   const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
   const params = new URLSearchParams(query);
   const [, page, id] = path.split("/");
   const type = params.get("type");
+  const filter: FeedFilter = {
+    type: type === "failed" || isEventType(type) ? type : null,
+    tool: params.get("tool") ?? "",
+    sessionId: params.get("session") || null,
+    text: params.get("q") ?? "",
+  };
+  const isFiltered = JSON.stringify(filter) !== JSON.stringify(NO_FILTER);
   return {
     sessionId: page === "session" && id ? decode(id) : null,
-    filter: {
-      type: type === "failed" || isEventType(type) ? type : null,
-      tool: params.get("tool") ?? "",
-      sessionId: params.get("session") || null,
-      text: params.get("q") ?? "",
-    },
+    tab: TABS.find((tab) => tab === params.get("tab")) ?? (isFiltered ? "events" : "calls"),
+    filter,
     spanId: Number(params.get("span")) || null,
+    ...(page === "spend" ? { isSpend: true } : {}),
   };
 }
 
-export function hashOf({ sessionId, filter, spanId }: Route): string {
+export function hashOf({ sessionId, tab = "calls", filter, spanId }: Route): string {
   const params = new URLSearchParams();
+  if (sessionId !== null && tab !== "calls") params.set("tab", tab);
   if (filter.type !== null) params.set("type", filter.type);
   if (filter.tool !== "") params.set("tool", filter.tool);
   if (filter.sessionId !== null) params.set("session", filter.sessionId);

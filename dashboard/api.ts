@@ -1,20 +1,13 @@
 /** What the page asks the server for. Rows come with their version: which events they have seen (see rows.ts). */
 
 import type { Overview, Session, Span } from "../server.ts";
-import {
-  CALL_KINDS,
-  EVENT_TYPES,
-  type TelemetryEvent,
-  asText,
-  errorText,
-  readEvent,
-} from "./events.ts";
+import { type TelemetryEvent, readEvent } from "./events.ts";
 import type { SpanEntry } from "./rows.ts";
 
 /** What one answer of the server holds at most. */
 export const PAGE_ROWS = 1_000;
-/** Of the events of one type after the first of a call, how many are looked at for its other half. */
-const SEARCHED_EVENTS = 100;
+/** Of the events of a session after the first of a call, how many are looked at for the others of that call. */
+const SEARCHED_EVENTS = 200;
 
 export class ServerError extends Error {
   constructor(
@@ -28,11 +21,11 @@ export class ServerError extends Error {
 type Query = Record<string, string | number | null | undefined>;
 
 /** @throws ServerError with what the server says is wrong */
-export async function get(path: string, query: Query = {}): Promise<Response> {
+export async function get(path: string, query: Query = {}, method = "GET"): Promise<Response> {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(query))
     if (value !== null && value !== undefined) params.set(name, String(value));
-  const response = await fetch(params.size === 0 ? path : `${path}?${params}`);
+  const response = await fetch(params.size === 0 ? path : `${path}?${params}`, { method });
   if (response.ok) return response;
   const body: { error?: string } = await response.json().catch(() => ({}));
   throw new ServerError(response.status, body.error ?? `${path}: ${response.status}`);
@@ -55,13 +48,31 @@ export const getSessions = (query: Query) => getRows<Session>("sessions", query)
 export const getSpans = (query: Query) => getRows<Span>("spans", query);
 
 export async function getEvents(query: Query): Promise<TelemetryEvent[]> {
+  return (await findEvents(query)).events;
+}
+
+/** Newest first, up to an empty page. `isIndexed`: the newest events were looked at, too. */
+export async function findEvents(query: Query) {
   const response = await get("/api/events", { limit: PAGE_ROWS, ...query });
-  const { events }: { events: unknown[] } = await response.json();
-  return events.map(readEvent).filter((event) => event !== null);
+  const { events, indexed_to }: { events: unknown[]; indexed_to?: number } = await response.json();
+  const read = events.map(readEvent).filter((event) => event !== null);
+  return { events: read, isIndexed: indexed_to === undefined };
+}
+
+/** With all below it. */
+export async function deleteSession(id: string): Promise<void> {
+  await get(`/api/sessions/${encodeURIComponent(id)}`, {}, "DELETE");
 }
 
 export async function getOverview(): Promise<Overview> {
   return (await get("/api/overview")).json();
+}
+
+/** US dollars spent today; null: not known. */
+export async function getSpent(): Promise<number | null> {
+  const response = await get("/api/analytics/spend", { days: 1, by: "day" }).catch(() => null);
+  const { spend }: { spend?: { cost: number | null }[] } = (await response?.json()) ?? {};
+  return spend?.reduce((sum, { cost }) => sum + (cost ?? 0), 0) ?? null;
 }
 
 /** The long form of a session, with all its calls, as the server writes it. */
@@ -69,18 +80,20 @@ export async function getSessionText(id: string): Promise<string> {
   return (await get(`/api/sessions/${encodeURIComponent(id)}`)).text();
 }
 
-/** The events of a call with its whole arguments and error: its first, and its other half where that says more. */
+/** The events of a call, whole: its first, and those of the same call soon after it. */
 export async function getCall({ row }: SpanEntry): Promise<TelemetryEvent[]> {
   const { id, session_id: sessionId, call_id } = row;
-  const [first] = await getEvents({ sessionId, after: id - 1, limit: 1 });
-  if (first === undefined || first.id !== id) return [];
-  const { args, prompt, error } = first.fields;
-  const isAllSaid =
-    (row.text === null || asText(args ?? prompt) !== null) &&
-    (row.error === null || errorText(error) !== null);
-  const kind = CALL_KINDS[first.type];
-  if (isAllSaid || call_id === null || kind === undefined) return [first];
-  const type = EVENT_TYPES.find((other) => other !== first.type && CALL_KINDS[other] === kind);
-  const later = await getEvents({ sessionId, type, after: id, limit: SEARCHED_EVENTS });
-  return [first, ...later.filter(({ fields }) => fields.call_id === call_id)];
+  const near = await getEvents({ sessionId, after: id - 1, limit: SEARCHED_EVENTS });
+  return near.filter(
+    (event) => event.id === id || (call_id !== null && event.fields.call_id === call_id),
+  );
+}
+
+/** What tells of a session's turns. */
+export const MILESTONES = ["turn_start", "session_compacted", "session_error"];
+
+/** Of these the latest of each type. */
+export async function getMilestones(sessionId: string): Promise<TelemetryEvent[]> {
+  const pages = await Promise.all(MILESTONES.map((type) => getEvents({ sessionId, type })));
+  return pages.flat();
 }

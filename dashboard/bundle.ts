@@ -34,9 +34,11 @@ async function bundleDashboard(): Promise<Map<string, Blob>> {
       const response = await fetch(new URL(path, server.url));
       if (!response.ok) throw new Error(`Bun can't bundle it, and has said why (${path})`);
       const file = await response.blob();
-      files.set(path, file);
-      const links = path === "/" ? (await file.text()).matchAll(/(?:src|href)="(\/[^"]+)"/g) : [];
-      for (const [, linked = ""] of links) paths.push(linked);
+      // Nothing is shown before the script has set the theme. Bun drops the attribute, where it is in the page.
+      const html = path === "/" ? await file.text() : "";
+      const page = html.replace("<script", '<script blocking="render"');
+      files.set(path, path === "/" ? new Blob([page]) : file);
+      for (const [, linked = ""] of html.matchAll(/(?:src|href)="(\/[^"]+)"/g)) paths.push(linked);
     }
     return files;
   } finally {

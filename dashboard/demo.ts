@@ -220,6 +220,25 @@ const AGENTS: readonly { subagent_type: string; prompts: readonly string[] }[] =
   },
 ];
 
+/** What the person asks for, the first of each session beside its title. */
+const PROMPTS = [
+  "Go on, and run the tests after each step.",
+  "That broke the build. Find out why, and mend it where it began; don't work around it.",
+  "Now the same for the other call sites.",
+  "Send out reviewers before you change anything else.",
+  "Write down what you have learned in docs/release-notes.md, briefly.",
+] as const;
+
+const TODOS = [
+  "Reproduce it",
+  "Find the cause",
+  "Mend it, with a test",
+  "Run the whole suite",
+  "Write it down",
+] as const;
+
+const CONTEXT_LIMIT = 200_000;
+
 interface Plan {
   title: string;
   directory: string;
@@ -320,9 +339,9 @@ const PRICES: Record<string, number> = {
 interface Session {
   id: string;
   facts: Record<string, unknown>;
-  tokens: { input: number; output: number; cache: { read: number; write: number } };
-  cost: number;
   model: string;
+  /** Tokens that its model is given with each request; compacted where they come near the limit. */
+  context: number;
 }
 
 function createStory(world: World, random: () => number, now: number) {
@@ -338,19 +357,14 @@ function createStory(world: World, random: () => number, now: number) {
   let calls = 0;
   let children = 0;
 
-  function spend(session: Session, scale: number): void {
-    const used = session.tokens;
-    used.input += Math.round(between(200, 900) * scale);
-    used.output += Math.round(between(150, 700) * scale);
-    used.cache.read += Math.round(between(800, 3_000) * scale);
-    session.cost += ((PRICES[session.model] ?? 5) * between(0.6, 1.2) * scale) / 400;
-  }
-
-  function update(session: Session): void {
+  /** @param done of its todos, how many */
+  function update(session: Session, done = 0): void {
     world.tell("session_update", session.id, {
       ...session.facts,
-      tokens: session.tokens,
-      cost: Math.round(session.cost * 1e4) / 1e4,
+      todos: TODOS.map((content, index) => ({
+        content,
+        status: index < done ? "completed" : index === done ? "in_progress" : "pending",
+      })),
     });
   }
 
@@ -373,11 +387,15 @@ function createStory(world: World, random: () => number, now: number) {
     const hasFailed = random() < fails;
     world.tell("tool_start", session.id, { tool, args: given, call_id });
     yield duration_ms;
+    const path = tool === "edit" || tool === "write" ? given.filePath : undefined;
+    const lines = () => Math.round(around(6));
+    const files = [{ path, additions: 1 + lines(), deletions: tool === "edit" ? lines() : 0 }];
     world.tell("tool_use", session.id, {
       tool,
       args: given,
       call_id,
       duration_ms,
+      ...(path === undefined || hasFailed ? {} : { files }),
       ...(hasFailed ? { ...failureOf(tool), error } : { outcome: "ok" }),
     });
   }
@@ -387,13 +405,27 @@ function createStory(world: World, random: () => number, now: number) {
     const call = { call_id: `call_${calls++}`, model: session.model, provider: "anthropic" };
     world.tell("model_request", session.id, call);
     yield length;
+    const added = Math.round(between(500, 5_000));
+    const output = Math.round(length / 12);
+    const input = Math.round(between(20, 400));
+    const price = (PRICES[session.model] ?? 5) / 1e6;
+    const tokens = {
+      ...{ input, output, reasoning: Math.round(output / 3) },
+      ...{ cache_read: session.context, cache_write: added },
+    };
+    session.context += added;
     world.tell("model_response", session.id, {
       ...call,
       duration_ms: Math.round(length),
       first_token_ms: Math.round(length / 4),
-      tokens: { input: Math.round(length / 20), output: Math.round(length / 12) },
+      tokens,
+      cost: (input + output * 5 + session.context / 10) * price,
+      context_limit: CONTEXT_LIMIT,
       outcome: "ok",
     });
+    if (session.context < CONTEXT_LIMIT * 0.9) return;
+    world.tell("session_compacted", session.id, {});
+    session.context = 24_000;
   }
 
   /** A call that the person is asked for first: it is allowed, or denied. */
@@ -457,7 +489,6 @@ function createStory(world: World, random: () => number, now: number) {
           );
         while (open > 0) yield 100;
       } else yield* call(session);
-      spend(session, 0.25);
     }
   }
 
@@ -474,9 +505,8 @@ function createStory(world: World, random: () => number, now: number) {
         model: parent.model,
         parent_session_id: parent.id,
       },
-      tokens: { input: 0, output: 0, cache: { read: 0, write: 0 } },
-      cost: 0,
       model: parent.model,
+      context: 9_000,
     };
     const startedAt = world.now();
     const hasFailed = random() < 0.09;
@@ -490,8 +520,7 @@ function createStory(world: World, random: () => number, now: number) {
     yield* work(child, Math.round(between(5, 26)));
     if (hasFailed)
       world.tell("session_error", child.id, { error: "The model is overloaded; try again later" });
-    update(child);
-    world.tell("session_end", child.id, { tokens: child.tokens, cost: child.cost });
+    world.tell("session_end", child.id, {});
     const duration_ms = world.now() - startedAt;
     world.tell("tool_use", parent.id, {
       tool: "task",
@@ -524,9 +553,8 @@ function createStory(world: World, random: () => number, now: number) {
     const self: Session = {
       id: `demo-${world.run}-${index + 1}`,
       facts: { title: plan.title, directory: plan.directory, agent: "build", model: plan.model },
-      tokens: { input: 0, output: 0, cache: { read: 0, write: 0 } },
-      cost: 0,
       model: plan.model,
+      context: 14_000,
     };
     /** When it stops to ask, if it does so in the history. */
     const asksAt = plan.asks === undefined ? Infinity : now - plan.asks * MINUTE_MS;
@@ -534,7 +562,9 @@ function createStory(world: World, random: () => number, now: number) {
     let hasAsked = plan.asks === undefined;
     for (let turn = 0; turn < plan.turns; turn++) {
       if (turn === 0) world.tell("session_start", self.id, self.facts);
-      world.tell("turn_start", self.id, { agent: "build", model: self.model });
+      const prompt = turn === 0 ? `${plan.title}, please.` : pick(PROMPTS);
+      world.tell("turn_start", self.id, { prompt, agent: "build", model: self.model });
+      update(self, Math.min(turn, TODOS.length));
       for (let steps = Math.round(between(4, 14)); steps > 0; steps--) {
         yield* work(self, 1);
         if (world.now() > silentAt) return; // as a process does that was killed
@@ -558,7 +588,7 @@ function createStory(world: World, random: () => number, now: number) {
         yield* work(self, Math.round(between(2, 6)));
       }
       if (random() < 0.15) yield* ask(self, between(4_000, 40_000));
-      update(self);
+      update(self, Math.min(turn, TODOS.length));
       // The person stops it now and then, in the middle of a call: that was cancelled.
       if (random() < 0.3)
         world.tell("tool_start", self.id, {
@@ -567,7 +597,7 @@ function createStory(world: World, random: () => number, now: number) {
           args: { command: "bun run e2e --headed" },
         });
       yield 9_000;
-      world.tell("session_end", self.id, { tokens: self.tokens, cost: self.cost });
+      world.tell("session_end", self.id, {});
       if (turn + 1 < plan.turns) yield between(8_000, 90_000);
     }
   };

@@ -41,6 +41,16 @@ export function setAttribute(element: Element, name: string, value: string): voi
   if (element.getAttribute(name) !== next) element.setAttribute(name, next);
 }
 
+/** What this browser keeps for the page, after `value` if that is given; "" where it keeps nothing. */
+export function kept(name: string, value?: string): string {
+  try {
+    if (value !== undefined) localStorage.setItem(name, value);
+    return localStorage.getItem(name) ?? "";
+  } catch {
+    return value ?? "";
+  }
+}
+
 /** The first element of a <template>, to be cloned for each row. */
 export function templateRow(id: string): () => HTMLElement {
   const template = byId(id, HTMLTemplateElement);
@@ -52,7 +62,7 @@ export function templateRow(id: string): () => HTMLElement {
 }
 
 /** The one element in `root` that matches. @throws where there is none */
-export function part<T extends HTMLElement>(root: ParentNode, query: string, type: new () => T): T {
+export function part<T extends Element>(root: ParentNode, query: string, type: new () => T): T {
   const element = root.querySelector(query);
   if (!(element instanceof type)) throw new Error(`${query} is missing`);
   return element;
@@ -65,18 +75,18 @@ export interface ListRow<T> {
 }
 
 /**
- * Keeps the children of the element `id` as one row per item, in order. A row stays with its key; rows
+ * Keeps the children of an element, or of the one with this id, as one row per item, in order. A row stays with its key; rows
  * that are no longer needed are used for new items, so a feed that scrolls by creates none.
  *
  * @param create a row from a clone of the <template> `templateId`
  */
 export function createList<T>(
-  id: string,
+  id: string | HTMLElement,
   templateId: string,
   keyOf: (item: T) => string | number,
   create: (root: HTMLElement) => ListRow<T>,
 ): (items: readonly T[]) => void {
-  const container = byId(id, HTMLElement);
+  const container = typeof id === "string" ? byId(id, HTMLElement) : id;
   const clone = templateRow(templateId);
   let rows = new Map<string | number, ListRow<T>>();
   return (items) => {
@@ -138,8 +148,8 @@ export function contextOf(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
 }
 
 /**
- * The colours of style.css, for canvases: `read("--ink")`. Kept until the system's preference
- * changes, because asking for a style makes the browser lay out whatever was changed before.
+ * The colours of style.css, for canvases: `read("--ink")`. Kept until the theme changes,
+ * because asking for a style makes the browser lay out whatever was changed before.
  *
  * @param changed called when they are others
  */
@@ -147,10 +157,12 @@ export function createColors(changed: () => void): (name: `--${string}`) => stri
   const known = new Map<string, string>();
   const probe = document.body.appendChild(document.createElement("i"));
   probe.hidden = true;
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  const forget = () => {
     known.clear();
     changed();
-  });
+  };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forget);
+  addEventListener("themechange", forget);
   return (name) => {
     let color = known.get(name);
     if (color === undefined) {
@@ -162,52 +174,6 @@ export function createColors(changed: () => void): (name: `--${string}`) => stri
   };
 }
 
-/** A canvas that is drawn anew when its size or the colours change. */
-export function createPicture(
-  id: string,
-  draw: (picture: Picture, width: number, height: number) => void,
-): Picture & { redraw: () => void } {
-  const canvas = byId(id, HTMLCanvasElement);
-  const context = contextOf(canvas);
-  /** As the last layout had it: `clientWidth` would ask for one more. */
-  let [width, height] = [0, 0];
-  const redraw = () => width > 0 && draw(picture, width, height);
-  const picture = { canvas, context, color: createColors(redraw), redraw };
-  new ResizeObserver(([entry]) => {
-    if (entry === undefined) return;
-    ({ width, height } = entry.contentRect);
-    fitCanvas(canvas, context, width, height);
-    redraw();
-  }).observe(canvas);
-  return picture;
-}
-
-export interface Picture {
-  canvas: HTMLCanvasElement;
-  context: CanvasRenderingContext2D;
-  color: (name: `--${string}`) => string;
-}
-
-/** A bar for each count, from `base` up, at most `height` high; under it, in red, that there were errors. */
-export function drawBars(
-  { context, color }: Picture,
-  counts: readonly { count: number; errors: number }[],
-  { width, height, base, redPx }: { width: number; height: number; base: number; redPx: number },
-  cursor: number | null = null,
-): void {
-  const peak = Math.max(1, ...counts.map(({ count }) => count));
-  const step = width / counts.length;
-  for (const [index, { count, errors }] of counts.entries()) {
-    const bar = count === 0 ? 1 : Math.max(2, (count / peak) * height);
-    const fill = index === cursor ? "--ink" : count === 0 ? "--grid" : "--accent";
-    context.fillStyle = color(fill);
-    context.fillRect(index * step, base - bar, Math.max(1, step - 1), bar);
-    if (errors === 0) continue;
-    context.fillStyle = color("--failed");
-    context.fillRect(index * step, base + 1, Math.max(1, step - 1), redPx);
-  }
-}
-
 /** One pressed button in a group; `chosen` hears of each press. */
 export function choose(group: HTMLElement, chosen: (button: HTMLButtonElement) => void): void {
   const buttons = [...group.querySelectorAll<HTMLButtonElement>("button")];
@@ -216,41 +182,6 @@ export function choose(group: HTMLElement, chosen: (button: HTMLButtonElement) =
       for (const other of buttons) setAttribute(other, "aria-pressed", String(other === button));
       chosen(button);
     });
-}
-
-export interface Sorting<C extends string> {
-  column: C;
-  isAscending: boolean;
-}
-
-/**
- * The heads of a table in `root` that sort it by their data-column, and show by which it is.
- *
- * @param columns the first is sorted by to begin with
- */
-export function createSorting<C extends string>(
-  root: HTMLElement,
-  columns: readonly [C, ...C[]],
-  changed: () => void,
-): Sorting<C> {
-  const sorting: Sorting<C> = { column: columns[0], isAscending: false };
-  const heads = [...root.querySelectorAll<HTMLElement>("th[data-column]")];
-  const write = () => {
-    const order = sorting.isAscending ? "ascending" : "descending";
-    for (const head of heads)
-      setAttribute(head, "aria-sort", head.dataset.column === sorting.column ? order : "none");
-  };
-  for (const head of heads)
-    head.querySelector("button")?.addEventListener("click", () => {
-      const clicked = columns.find((column) => column === head.dataset.column) ?? columns[0];
-      // Numbers are first wanted large, names from A.
-      sorting.isAscending = clicked === sorting.column ? !sorting.isAscending : clicked === "name";
-      sorting.column = clicked;
-      write();
-      changed();
-    });
-  write();
-  return sorting;
 }
 
 /** How long a button says that it has copied. */

@@ -19,7 +19,7 @@ export const EVENT_LABELS: Record<EventType, string> = {
   agent_spawn: "Agent started",
   agent_complete: "Agent finished",
   model_request: "Model asked",
-  model_response: "Model answered",
+  model_response: "Model",
   retry: "Retry",
   input_requested: "Waits for you",
   input_resolved: "Answered",
@@ -75,7 +75,7 @@ export function isEventType(value: unknown): value is EventType {
 }
 
 /** How its line is shown where no row of the server says whether it failed. */
-export function looksFailed({ type, fields }: TelemetryEvent): boolean {
+export function looksFailed({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): boolean {
   if (FAILURE_TYPES.includes(type)) return true;
   if (typeof fields.outcome === "string") return isFailure(fields.outcome);
   return typeof fields.success === "boolean" ? !fields.success : Boolean(fields.error);
@@ -92,51 +92,52 @@ export function outcomeWord(outcome: unknown, exitCode: unknown): string | null 
   return outcome === "exit" && typeof exitCode === "number" ? `exit ${exitCode}` : outcome;
 }
 
-/** How long it took, in milliseconds; null: not said. */
-export function durationOf({ type, fields }: TelemetryEvent): number | null {
-  const [value, unit] =
-    type === "session_end" ? [fields.duration_seconds, 1_000] : [fields.duration_ms, 1];
-  return typeof value === "number" ? value * unit : null;
-}
-
 // ─── Words ───────────────────────────────────────────────────────────────────
 
-/** What an event is about, on one line; null: its type says it all. */
-export function summaryOf({ type, fields }: TelemetryEvent): string | null {
-  const outcome = outcomeWord(fields.outcome, fields.exit_code);
-  const said = (text: string | null) => joined([outcome, text], ": ") || null;
-  switch (type) {
-    case "tool_start":
-      return `started: ${argsSummary(fields.args) ?? "no arguments"}`;
-    case "tool_use":
-      return said(
-        errorText(fields.error) ?? filesSummary(fields.files) ?? argsSummary(fields.args),
-      );
-    case "agent_spawn":
-      return `started: ${asText(fields.description) ?? asText(fields.prompt) ?? "no prompt"}`;
-    case "agent_complete":
-      if (fields.success === false) return `failed: ${errorText(fields.error) ?? "no reason"}`;
-      return said(errorText(fields.error)) ?? "finished";
-    case "model_request":
-    case "model_response":
-      return said(errorText(fields.error) ?? asText(fields.model));
-    case "session_start":
-    case "session_update":
-      return asText(fields.title) ?? asText(fields.directory);
-    case "input_requested":
-      return asText(fields.detail) ?? asText(fields.kind);
-    case "input_resolved":
-      return asText(fields.reply) ?? asText(fields.kind);
-    default:
-      return (
-        errorText(fields.error) ??
-        asText(fields.message) ??
-        asText(fields.reason) ??
-        asText(fields.text) ??
-        asText(fields.content) ??
-        asText(fields.prompt)
-      );
+/** An event, or a span in the same shape, in words. */
+export interface Words {
+  /** Gives its mark, `key-…`, and its colour. */
+  kind: string;
+  outcome: string | null;
+  name: string;
+  /** What it is about, on one line. */
+  text: string;
+  /** Why it went wrong, whole. */
+  reason: string | null;
+}
+
+export function wordsOf(told: Pick<TelemetryEvent, "type" | "fields">): Words {
+  const { type, fields } = told;
+  const kind = CALL_KINDS[type];
+  const tool = asText(fields.tool);
+  const named = kind === "tool" ? tool : kind === "agent" ? asText(fields.subagent_type) : null;
+  const failed = looksFailed(told);
+  const ended = asText(fields.outcome) ?? (failed ? "failed" : null);
+  const outcome = kind === undefined ? null : ended;
+  const calls = { tool: toolFamily(tool ?? ""), agent: "agent", model: "model" };
+  const noted = type === "session_compacted" ? "compacted" : "note";
+  const marked = failed ? "failed" : type.startsWith("input_") ? "wait" : noted;
+  return {
+    kind: kind === undefined ? marked : calls[kind],
+    outcome,
+    name: named ?? EVENT_LABELS[type],
+    text: oneLine(joined([outcomeWord(outcome, fields.exit_code), aboutOf(told)], ": ")),
+    reason: errorText(fields.error),
+  };
+}
+
+/** What it is about; null: its name says it all. */
+function aboutOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): string | null {
+  switch (CALL_KINDS[type]) {
+    case "tool":
+      return filesSummary(fields.files) ?? argsSummary(fields.args);
+    case "agent":
+      return asText(fields.description) ?? asText(fields.prompt);
+    case "model":
+      return asText(fields.model);
   }
+  const said = "title detail message reason text content prompt directory reply kind".split(" ");
+  return said.map((name) => asText(fields[name])).find((text) => text !== null) ?? null;
 }
 
 const SUMMARY_ARGS = [
@@ -163,7 +164,7 @@ export function filesSummary(files: unknown): string | null {
 }
 
 /** "1 of 3 done: Mend it"; null: there are none. */
-export function todosSummary(todos: unknown): string | null {
+function todosSummary(todos: unknown): string | null {
   const all = Array.isArray(todos) ? todos.filter(isRecord) : [];
   if (all.length === 0) return null;
   const done = all.filter(({ status }) => status === "completed").length;
@@ -225,6 +226,67 @@ export function toolFamily(name: string): "run" | "read" | "write" | "other" {
   return "other";
 }
 
+// ─── Things ──────────────────────────────────────────────────────────────────
+
+/** The events of one thing that happened, newest first: those of a call, of an agent with its call, of a question. */
+export type Thing = [TelemetryEvent, ...TelemetryEvent[]];
+
+/** Events of sessions in one line. */
+const MAX_QUIET = 100;
+const SESSION_TYPES: EventType[] = ["session_start", "session_update", "session_end"];
+
+/** Null: the event stands alone. */
+function thingKey({ type, session_id, fields }: TelemetryEvent): string | null {
+  const isWait = type.startsWith("input_");
+  const kind = isWait ? "wait" : CALL_KINDS[type];
+  const id = isWait ? fields.request_id : fields.call_id;
+  if (kind === undefined || id == null) return null;
+  return `${session_id}\n${kind === "model" || isWait ? kind : "call"}\n${asText(id)}`;
+}
+
+/** A name that stays the same when the thing goes on. */
+export function keyOfThing(thing: Thing): string | number {
+  return thingKey(thing[0]) ?? thing.at(-1)?.id ?? 0;
+}
+
+/**
+ * Events, given newest first, as the things that they tell of.
+ *
+ * @param isQuiet sessions that begin, change and end one after the other are one thing
+ */
+export function createThings(isQuiet: boolean) {
+  const things: Thing[] = [];
+  const byKey = new Map<string, Thing>();
+  const isOfSession = (event: TelemetryEvent) => isQuiet && SESSION_TYPES.includes(event.type);
+  return {
+    things,
+    add(event: TelemetryEvent): void {
+      const key = thingKey(event);
+      const last = things.at(-1);
+      const goesOn = isOfSession(event) && last && isOfSession(last[0]) && last.length < MAX_QUIET;
+      const known = key === null ? (goesOn ? last : undefined) : byKey.get(key);
+      if (known !== undefined) return void known.push(event);
+      const thing: Thing = [event];
+      things.push(thing);
+      if (key !== null) byKey.set(key, thing);
+    },
+  };
+}
+
+/** A thing as one event: of an agent the agent's, of several sessions how many began and ended. */
+export function mergedThing(thing: Thing): Pick<TelemetryEvent, "type" | "fields"> {
+  const typeOf = (isIt: (type: EventType) => boolean) => thing.find(({ type }) => isIt(type))?.type;
+  const type =
+    typeOf((of) => CALL_KINDS[of] === "agent") ??
+    typeOf((of) => of === "session_end") ??
+    thing[0].type;
+  const count = (of: EventType) => thing.filter((event) => event.type === of).length;
+  const [started, ended] = [count("session_start"), count("session_end")];
+  const told = [ended > 0 ? `${ended} ended` : null, started > 0 ? `${started} started` : null];
+  if (started + ended > 1) return { type, fields: { title: joined(told, ", ") } };
+  return { type, fields: Object.assign({}, ...thing.toReversed().map(({ fields }) => fields)) };
+}
+
 // ─── Filter ──────────────────────────────────────────────────────────────────
 
 export interface FeedFilter {
@@ -234,6 +296,8 @@ export interface FeedFilter {
   sessionId: string | null;
   text: string;
 }
+
+export const NO_FILTER: FeedFilter = { type: null, tool: "", sessionId: null, text: "" };
 
 /** @param hasFailed whether the event is shown as a failure */
 export function matchesFilter(
@@ -247,7 +311,20 @@ export function matchesFilter(
     const name = textOrNull(event.fields.tool) ?? textOrNull(event.fields.subagent_type) ?? "";
     if (!name.toLowerCase().includes(tool.toLowerCase())) return false;
   }
-  return text === "" || JSON.stringify(event.fields).toLowerCase().includes(text.toLowerCase());
+  return text === "" || hasWords(JSON.stringify(event.fields), wordsIn(text));
+}
+
+// As the server's index has them, so that what it finds is let through: without accents, signs and capitals.
+const fold = (text: string) => text.toLowerCase().normalize("NFKD").replace(/\p{M}/gu, "");
+
+export function wordsIn(text: string): string[] {
+  return fold(text).match(/[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu) ?? [];
+}
+
+/** All of them, also as parts of longer ones. */
+export function hasWords(text: string, words: readonly string[]): boolean {
+  const folded = fold(text);
+  return words.every((word) => folded.includes(word));
 }
 
 // ─── Unknown values ──────────────────────────────────────────────────────────

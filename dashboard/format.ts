@@ -2,6 +2,10 @@
 
 export const UNKNOWN = "–";
 
+/** What OpenCode puts behind the title of an agent's session. */
+const AGENT_SUFFIX = / ?\(@[^()]+ subagent\)$/;
+const HOME = /^(\/home\/|\/Users\/|[A-Z]:\\Users\\)[^\\/]+|^\/root(?![^/])/;
+
 export const SECOND_MS = 1_000;
 export const MINUTE_MS = 60 * SECOND_MS;
 export const HOUR_MS = 60 * MINUTE_MS;
@@ -32,6 +36,14 @@ export function formatCost(value: number | null): string {
   if (value === null) return UNKNOWN;
   if (value > 0 && value < 0.01) return "<$0.01";
   return `$${value.toFixed(2)}`;
+}
+
+/** How `now` differs from `before`: 12 and 10 → "+20 %", 50 and 2 → "×25"; "" where there is nothing to compare. */
+export function formatChange(now: number | null, before: number | null): string {
+  if (now === null || before === null || before <= 0) return "";
+  if (now >= 10 * before) return `×${formatCompact(now / before)}`;
+  const percent = Math.round((now / before - 1) * 100);
+  return `${percent > 0 ? "+" : percent < 0 ? "−" : "±"}${Math.abs(percent)} %`;
 }
 
 /**
@@ -101,6 +113,35 @@ function pad(value: number): string {
 /** For a narrow column: the time in the last twelve hours, before them the day. */
 export function formatTimeOrDay(ms: number, now: number): string {
   return now - ms < 12 * HOUR_MS ? formatTime(ms) : formatDay(ms);
+}
+
+/**
+ * What a person knows a session by: its title, or its directory's name, or its id's tail (the heads of
+ * ids are alike). "Run tests (@general subagent)" → "Run tests"
+ */
+export function sessionName({ id, info }: { id: string; info: Record<string, unknown> }): string {
+  const title = typeof info.title === "string" ? info.title.trim().replace(AGENT_SUFFIX, "") : "";
+  const directory = typeof info.directory === "string" ? info.directory.split(/[\\/]/) : [];
+  return title || (directory.findLast((part) => part !== "") ?? shortId(id));
+}
+
+export function shortId(id: string): string {
+  return id.length <= 12 ? id : `…${id.slice(-8)}`;
+}
+
+/**
+ * A directory, or a file, as short as it still says where it is.
+ *
+ *     /home/ada/shop            ~/shop
+ *     C:\Users\ada\work\shop   ~/work/shop
+ *     /srv/app                  /srv/app
+ *     /srv/builds/2024/app      …/2024/app
+ */
+export function shortPath(path: string): string {
+  const parts = path.replace(HOME, "~").split(/[\\/]/);
+  const names = parts.filter((part) => part !== "" && part !== "~");
+  if (names.length > 2) return `…/${names.slice(-2).join("/")}`;
+  return parts.join("/").replace(/(?<=.)\/$/, "");
 }
 
 /** "a · b", of what is known. */

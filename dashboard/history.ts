@@ -1,7 +1,7 @@
 /** What the feed shows: the latest events, held or not, and older ones, asked for page by page. */
 
-import { PAGE_ROWS, getEvents } from "./api.ts";
-import { type FeedFilter, type TelemetryEvent, matchesFilter } from "./events.ts";
+import { PAGE_ROWS, findEvents } from "./api.ts";
+import { type FeedFilter, type TelemetryEvent, createThings, matchesFilter } from "./events.ts";
 import { type Rows, hasFailed, takeMarks } from "./rows.ts";
 
 /** A feed with fewer is filled from the server at once: about a screen. */
@@ -27,41 +27,42 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
   const isMatch = (event: TelemetryEvent, wanted: FeedFilter) =>
     matchesFilter(event, wanted, (tested) => hasFailed(rows(), tested));
 
-  /** Of what is here, what the filter lets through: newest first, at most `limit`. */
-  function found(limit: number): TelemetryEvent[] {
+  /** Of what is here, the things that the filter lets through: newest first, at most `limit`. */
+  function found(limit: number) {
     const wanted = filter();
     const { sessions, feed } = rows();
     const latest = held?.events ?? feed;
     const first = latest[0]?.id ?? Infinity;
-    const events: TelemetryEvent[] = [];
+    const { things, add: addEvent } = createThings(wanted.type === null);
     const add = (event: TelemetryEvent) => {
       if (!isMatch(event, wanted)) return;
       // Not before its session is known; that of a deleted one never is.
-      if (sessions.has(event.session_id)) events.push(event);
+      if (sessions.has(event.session_id)) addEvent(event);
       else seekSession(event.session_id);
     };
-    for (let index = latest.length - 1; index >= 0 && events.length < limit; index--) {
+    for (let index = latest.length - 1; index >= 0 && things.length < limit; index--) {
       const event = latest[index];
       if (event !== undefined) add(event);
     }
     for (const event of older) {
-      if (events.length >= limit) break;
+      if (things.length >= limit) break;
       if (event.id < first) add(event);
     }
-    return events;
+    return things;
   }
 
   async function loadPage(): Promise<void> {
     const wanted = filter();
     const { feed, head } = rows();
-    const page = await getEvents({
+    const { events: page, isIndexed } = await findEvents({
       before: older.at(-1)?.id ?? feed[0]?.id ?? head + 1,
       type: wanted.type === "failed" ? null : wanted.type,
       sessionId: wanted.sessionId,
+      q: `${wanted.text} ${wanted.tool}`.trim() || null,
     });
     if (JSON.stringify(wanted) !== JSON.stringify(filter())) return;
     older = [...older, ...page];
-    isOlderDone = page.length === 0;
+    isOlderDone = page.length === 0 && isIndexed;
     takeMarks(rows(), page);
   }
 
@@ -77,14 +78,14 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
       const { feed, head, sessions } = rows();
       if (!isHeld) held = null;
       else held ??= { events: feed.slice(), head };
-      const events = found(limit + 1);
+      const things = found(limit + 1);
       const since = held?.head ?? Infinity;
       const wanted = filter();
       const isNewer = (event: TelemetryEvent) =>
         event.id > since && sessions.has(event.session_id) && isMatch(event, wanted);
       return {
-        events: events.slice(0, limit),
-        hasOlder: events.length > limit || (!isOlderDone && older.length < MAX_OLDER_EVENTS),
+        things: things.slice(0, limit),
+        hasOlder: things.length > limit || (!isOlderDone && older.length < MAX_OLDER_EVENTS),
         waiting: { count: feed.filter(isNewer).length, isMore: (feed[0]?.id ?? 0) > since },
       };
     },
@@ -92,12 +93,10 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
     async loadOlder(limit: number): Promise<void> {
       if (found(limit).length < limit && older.length < MAX_OLDER_EVENTS) await loadPage();
     },
-    /** What is here of all sessions may hold little of a narrow filter; of none, it may be all. */
+    /** What is here may hold little of a narrow filter. */
     async fill(): Promise<void> {
-      const { sessionId, type, tool, text } = filter();
-      if (sessionId === null && type === null && tool + text !== "") return;
-      // What failed may be far apart.
-      const pages = type === "failed" ? MAX_OLDER_EVENTS / PAGE_ROWS : 1;
+      // What failed may be far apart; and only an empty page says that there is no more.
+      const pages = filter().type === "failed" ? MAX_OLDER_EVENTS / PAGE_ROWS : 2;
       for (let page = pages; page > 0 && !isOlderDone; page--)
         await this.loadOlder(FULL_FEED_EVENTS);
     },

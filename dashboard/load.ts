@@ -1,6 +1,7 @@
 /** Fills the replica from the GET routes: at first, with what is older, and with what a page needs. */
 
 import { getEvents, getSessions, getSpans } from "./api.ts";
+import { CALL_KINDS } from "./events.ts";
 import {
   type Rows,
   MAX_SPANS,
@@ -44,6 +45,12 @@ export async function loadRows(): Promise<Rows> {
   return rows;
 }
 
+/** Those that go on, and the latest, for a page without a stream. */
+export async function refreshSessions(rows: Rows): Promise<void> {
+  const answers = [getSessions({ status: "active" }), getSessions({ limit: 100 })];
+  for (const answer of await Promise.all(answers)) takeSessions(rows, answer);
+}
+
 /** A session and all below it. @returns whether the server has it */
 export async function loadFamily(rows: Rows, id: string): Promise<boolean> {
   const answer = await getSessions({ sessionId: id });
@@ -77,6 +84,31 @@ export async function loadSpansOf(rows: Rows, sessionId: string): Promise<number
   for (const row of list) takeSpan(rows, row, version);
   rows.cursors.set(sessionId, list.at(-1)?.id ?? 0);
   return list.length;
+}
+
+/** Pages of spans that are looked through for the one of an event. */
+const MAX_SOUGHT_PAGES = 10;
+
+/**
+ * Loads the span that an event of a call belongs to: that of its first event, so as many spans back as
+ * have begun meanwhile. @returns the span's id; `eventId` where it is that of a span, or of no call
+ */
+export async function seekSpan(rows: Rows, sessionId: string, eventId: number): Promise<number> {
+  const seek = { sessionId, after: eventId - 1, limit: 1 };
+  const [event] = rows.spans.has(eventId) ? [] : await getEvents(seek);
+  const kind = event?.id === eventId ? CALL_KINDS[event.type] : undefined;
+  const callId = event?.fields.call_id;
+  let before = eventId + 1;
+  for (let page = 0; kind !== undefined && page < MAX_SOUGHT_PAGES && before > 0; page++) {
+    const { list, version } = await getSpans({ sessionId, before });
+    for (const row of list) takeSpan(rows, row, version);
+    const found = list.find(
+      (row) => row.id === eventId || (row.kind === kind && row.call_id === callId),
+    );
+    if (found !== undefined) return found.id;
+    before = list.at(-1)?.id ?? 0;
+  }
+  return eventId;
 }
 
 /** The spans of a session and of those below it, until all or many are here. @param isWanted false: enough */

@@ -8,9 +8,18 @@
 
 import type { Activity, Overview } from "../server.ts";
 import { type Route, hashOf, routeOf } from "./address.ts";
-import { get, getCall, getOverview, getSessionText } from "./api.ts";
+import {
+  MILESTONES,
+  get,
+  getCall,
+  getMilestones,
+  getOverview,
+  getSessionText,
+  getSpent,
+} from "./api.ts";
+import { needsOf } from "./attention.ts";
 import { byId, setText } from "./dom.ts";
-import type { FeedFilter } from "./events.ts";
+import { type FeedFilter, NO_FILTER, type TelemetryEvent } from "./events.ts";
 import { createFrames } from "./frames.ts";
 import { createHistory } from "./history.ts";
 import {
@@ -19,19 +28,27 @@ import {
   loadOlderSpans,
   loadRows,
   loadSpansOf,
+  refreshSessions,
   seekSession,
+  seekSpan,
 } from "./load.ts";
 import { createCalls } from "./panels/calls.ts";
+import { createControls } from "./panels/controls.ts";
+import { createDelete } from "./panels/delete.ts";
 import { createEmptyState } from "./panels/empty.ts";
 import { createFeed } from "./panels/feed.ts";
 import { createHeader } from "./panels/header.ts";
+import { createNotify } from "./panels/notify.ts";
+import { createSearch } from "./panels/search.ts";
 import { createSessionHead } from "./panels/session-head.ts";
+import { createSessionTabs } from "./panels/session-tabs.ts";
 import { createSessions } from "./panels/sessions.ts";
+import { createSpend } from "./panels/spend.ts";
 import { type UsageRow, createUsage, nameOf } from "./panels/usage.ts";
-import { type Frame, createRows, isWhole, takeFrame } from "./rows.ts";
+import { type Frame, createRows, isWhole, takeFrame, takeMarks } from "./rows.ts";
 import { createStream } from "./stream.ts";
 import { createTimeline } from "./timeline/timeline.ts";
-import { familyOf } from "./tree.ts";
+import { familyOf, treeOf } from "./tree.ts";
 
 /** Of one frame, spent on taking rows; the rest of its 16 ms is for drawing. */
 const TAKE_BUDGET_MS = 6;
@@ -41,6 +58,10 @@ const USAGE_INTERVAL_MS = 10_000;
 /** The figures of the header, while something comes and while nothing does. */
 const OVERVIEW_INTERVAL_MS = 1_000;
 const QUIET_OVERVIEW_INTERVAL_MS = 10_000;
+/** A page that isn't shown has no stream, but a title, an icon and notifications. */
+const HIDDEN_INTERVAL_MS = 15_000;
+/** Of fewer calls of a tool nothing follows for how long the next may take. */
+const MIN_USUAL_CALLS = 20;
 /** Sessions that are asked for at the same time: a browser has six connections to a server. */
 const MAX_SEEKS = 3;
 /** Sessions that the feed's filter offers. */
@@ -55,10 +76,17 @@ let rows = createRows();
 let isLoaded = false;
 let pending: Frame[] = [];
 let overview: Overview | null = null;
+let spent: number | null = null;
+/** By tool: 95 of 100 of its calls take less, in milliseconds. */
+let usualMs: ReadonlyMap<string, number> | null = null;
 let route: Route = routeOf(location.hash);
 /** The session page, once its session and all below it were asked for. */
 let opened: { id: string; isAnswered: boolean; isLoading: boolean } | null = null;
+/** What tells of its turns, by id. */
+const milestones = new Map<number, TelemetryEvent>();
 
+createControls();
+const notify = createNotify();
 const header = createHeader({ togglePause: () => stream.toggle() });
 const sessions = createSessions({ changed: () => frames.requestPanelsNow() });
 const sessionHead = createSessionHead({ copy: getSessionText });
@@ -67,18 +95,28 @@ const feed = createFeed({
   loadOlder: () => void ask(history.loadOlder(feed.limit())),
   changed: () => frames.requestPanelsNow(),
 });
-const usage = createUsage({ changed: () => void ask(loadUsage()) });
+const search = createSearch({ rows: () => rows, seekSession: seek });
+const spend = createSpend({ changed: () => void ask(loadUsage()) });
+createDelete(() => route.sessionId);
+const usage = createUsage({
+  changed: () => void ask(loadUsage()),
+  opened: (name, query) => search.showCalls(name, query, Date.now()),
+});
 const calls = createCalls({
   changed: () => frames.requestPanelsNow(),
   loadCall: getCall,
-  loadOlder: () => void loadOlderCalls(),
+  loadSpans: (id) => void loadCallsOf(id),
+});
+const sessionTabs = createSessionTabs({
+  chosen: (tab) => location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
 });
 const timeline = createTimeline({
   rows: () => rows,
   now: Date.now,
-  openSession: (id) => {
-    location.hash = hashOf({ sessionId: id, filter: route.filter, spanId: null });
+  openSession: (sessionId, spanId) => {
+    location.hash = hashOf({ sessionId, filter: route.filter, spanId });
   },
+  spanSelected: (spanId) => location.replace(hashOf({ ...route, spanId })),
   wantsOlder: () => void loadOlderBars(),
   requestDraw: () => frames.requestTimeline(),
 });
@@ -125,7 +163,7 @@ const stream = createStream({
     setText(notice, problem ?? "");
   },
 });
-createEmptyState(location.origin);
+const emptyState = createEmptyState(location.origin);
 
 // ─── What comes from the server ──────────────────────────────────────────────
 
@@ -157,10 +195,11 @@ function wantOverview(): void {
   if (overviewTimer !== undefined || document.hidden) return;
   const wait = overviewAskedAt + OVERVIEW_INTERVAL_MS - performance.now();
   overviewTimer = setTimeout(
-    async () => {
+    () => {
+      overviewTimer = undefined; // what comes while it is asked for may not be in the answer
       overviewAskedAt = performance.now();
-      await ask(getOverview().then((figures) => (overview = figures)));
-      overviewTimer = undefined;
+      const asked = Promise.all([getOverview(), getSpent()]);
+      void ask(asked.then((figures) => ([overview, spent] = figures)));
     },
     Math.max(0, wait),
   );
@@ -171,21 +210,27 @@ let usageAskedAt = 0;
 let usageHead = -1;
 
 async function loadUsage(): Promise<void> {
-  if (!isLoaded || route.sessionId !== null || document.hidden) return;
+  const isShown = route.sessionId === null || usualMs === null;
+  if (!isLoaded || !isShown || document.hidden) return;
   const asked = ++usageAsked;
   usageAskedAt = performance.now();
   usageHead = rows.head;
+  if (route.isSpend) return spend.load(Date.now());
   const { kind, hours } = usage.query;
   const [stats, counts] = await Promise.all([
     get(`/api/analytics/${kind}`, { hours }),
     get("/api/analytics/activity", { hours }),
+    usage.loadBefore(),
   ]);
-  const body: { tools?: UsageRow[]; agents?: UsageRow[] } = await stats.json();
+  const body: Partial<Record<string, UsageRow[]>> = await stats.json();
   const { activity }: { activity: Activity[] } = await counts.json();
   if (asked !== usageAsked) return; // another choice was made meanwhile
-  const used = body.tools ?? body.agents ?? [];
+  const used = body[kind] ?? [];
   usage.show(used, activity, Date.now());
-  if (kind === "tools") feed.offerToolNames(used.map(nameOf));
+  if (kind !== "tools") return;
+  feed.offerToolNames(used.map(nameOf));
+  const told = used.filter(({ count }) => count >= MIN_USUAL_CALLS);
+  usualMs = new Map(told.map((row) => [nameOf(row), row.p95_duration_ms ?? Infinity]));
 }
 
 let seeks = 0;
@@ -220,9 +265,11 @@ async function openSession(): Promise<void> {
   opened = page;
   const isWanted = () => opened === page && rows === of;
   try {
-    const isThere = await loadFamily(of, id);
+    const [isThere, told] = await Promise.all([loadFamily(of, id), getMilestones(id)]);
     page.isAnswered = true;
     if (!isThere || !isWanted()) return;
+    for (const event of told) milestones.set(event.id, event);
+    takeMarks(of, told);
     showFamily(id);
     timeline.fit();
     await loadFamilySpans(of, id, familyOf(of, id), isWanted);
@@ -235,11 +282,12 @@ async function openSession(): Promise<void> {
   }
 }
 
-async function loadOlderCalls(): Promise<void> {
-  const page = opened;
-  if (page === null || page.isLoading) return;
+/** A page more of the calls of a session that is shown, where not all are here. */
+async function loadCallsOf(id: string): Promise<void> {
+  const [page, session] = [opened, rows.sessions.get(id)];
+  if (page === null || page.isLoading || session === undefined || isWhole(rows, session)) return;
   page.isLoading = true;
-  await ask(loadSpansOf(rows, page.id));
+  await ask(loadSpansOf(rows, id));
   page.isLoading = false;
 }
 
@@ -248,44 +296,68 @@ async function loadOlderCalls(): Promise<void> {
 /** Empty state, overview or session page. */
 function showPage(): void {
   const isEmpty = rows.sessions.size === 0;
-  const view = isEmpty ? "empty" : route.sessionId === null ? "overview" : "session";
+  const page = route.isSpend ? "spend" : route.sessionId === null ? "overview" : "session";
+  const view = isEmpty ? "empty" : page;
   if (document.body.dataset.view === view) return;
   document.body.dataset.view = view;
   empty.hidden = !isEmpty;
   layout.hidden = isEmpty;
   analytics.hidden = route.sessionId !== null;
-  if (view === "overview") void ask(loadUsage());
+  if (view !== "session") void ask(loadUsage());
 }
 
 function showHeader(): void {
-  if (overview !== null) header.show(overview, rows, Date.now());
+  showNeeds();
+  if (overview !== null) header.show(overview, spent, Date.now());
+}
+
+/** Also where the page isn't shown. */
+function showNeeds(): void {
+  const now = Date.now();
+  const needs = needsOf(rows, usualMs, now);
+  header.showNeeds(needs, now);
+  notify.check(needs, treeOf(rows));
 }
 
 function showSessions(): void {
-  if (rows.sessions.size > 0) sessions.show(rows, route.sessionId, Date.now());
+  const now = Date.now();
+  if (rows.sessions.size === 0) return;
+  sessions.show(rows, needsOf(rows, usualMs, now), route.sessionId, now);
 }
 
 /** The feed, and on a session's page its head and calls. */
 function showMain(): void {
   const now = Date.now();
+  search.show();
   for (const id of rows.groups.keys()) if (!rows.sessions.has(id)) seek(id);
   if (route.sessionId !== null) showSession(route.sessionId, now);
-  const { events, waiting, hasOlder } = history.page(feed.limit(), feed.isHeld());
-  feed.show(rows, events, waiting, hasOlder, now);
+  if (route.sessionId !== null && route.tab !== "events") return;
+  const { things, waiting, hasOlder } = history.page(feed.limit(), feed.isHeld());
+  feed.show(rows, things, waiting, hasOlder, now);
 }
 
 function showSession(id: string, now: number): void {
   const session = rows.sessions.get(id);
   const isAnswered = opened?.id === id && opened.isAnswered;
   if (session === undefined) {
-    calls.hide();
+    sessionTabs.hide();
     if (isAnswered) sessionHead.showMissing(id);
     return;
   }
   const hasOlder = isAnswered && opened?.isLoading === false && !isWhole(rows, session);
-  sessionHead.show(rows, session, now);
-  calls.show(rows, session, hasOlder, now);
+  for (const event of rows.feed)
+    if (event.session_id === id && MILESTONES.includes(event.type)) milestones.set(event.id, event);
+  const told = [...milestones.values()].sort((a, b) => a.at - b.at);
+  sessionHead.show(rows, session, told, now);
+  sessionTabs.show(rows, session, route.tab ?? "calls");
+  if (route.tab === "calls") calls.show(rows, session, told, hasOlder, now);
   showFamily(id);
+}
+
+/** A call, in the timeline and among the calls; null: none. */
+function selectSpan(id: number | null): void {
+  timeline.wantSpan(id);
+  if (id !== null) calls.select(id);
 }
 
 /** The timeline shows this session and what is below it, and their rows stay. */
@@ -301,6 +373,15 @@ function feedFilter(): FeedFilter {
   return route.sessionId === null ? route.filter : { ...route.filter, sessionId: route.sessionId };
 }
 
+/** The address may have any event of a call: the span that it is of takes its place. */
+async function seekSelected(): Promise<void> {
+  const { sessionId, spanId } = route;
+  if (sessionId === null || spanId === null || !isLoaded) return;
+  const found = await seekSpan(rows, sessionId, spanId);
+  const isWanted = found !== spanId && route.spanId === spanId;
+  if (isWanted) location.replace(hashOf({ ...route, spanId: found }));
+}
+
 function showFilter(): void {
   const latest = [...rows.sessions.values()]
     .sort((a, b) => b.lastEventAt - a.lastEventAt)
@@ -311,24 +392,26 @@ function showFilter(): void {
 function showRoute(): void {
   const previous = route;
   route = routeOf(location.hash);
-  if (JSON.stringify(previous) !== JSON.stringify(route)) history.reset();
+  if (hashOf({ ...previous, spanId: null }) !== hashOf({ ...route, spanId: null })) history.reset();
   showFilter();
   if (previous.sessionId !== route.sessionId) {
     opened = null;
     rows.pinned = new Set();
+    milestones.clear();
     sessionHead.hide();
-    calls.hide();
+    sessionTabs.hide();
+    calls.reset();
     if (route.sessionId === null) {
       timeline.setScope(null);
-      timeline.reset();
     } else {
       showFamily(route.sessionId);
-      timeline.fit();
       void openSession();
     }
+    timeline.fit();
     scrollTo(0, 0);
   }
-  if (route.spanId !== null) timeline.wantSpan(route.spanId);
+  selectSpan(route.spanId);
+  void ask(seekSelected());
   // On a narrow screen it is further down.
   if (route.filter.type === "failed" && previous.filter.type !== "failed")
     byId("feed-scroll", HTMLDivElement).scrollIntoView({ block: "nearest" });
@@ -340,7 +423,8 @@ function showLoaded(): void {
   opened = null;
   history.reset();
   showFilter();
-  if (route.spanId !== null) timeline.wantSpan(route.spanId);
+  selectSpan(route.spanId);
+  void ask(seekSelected());
   if (route.sessionId === null) timeline.showLoaded();
   else void openSession();
   void ask(history.fill());
@@ -350,17 +434,23 @@ function showLoaded(): void {
 
 addEventListener("hashchange", showRoute);
 document.addEventListener("visibilitychange", () => frames.requestPanels());
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => frames.requestPanels());
 byId("feed-session", HTMLSelectElement).addEventListener("focus", showFilter);
 byId("skip-link", HTMLAnchorElement).addEventListener("click", (event) => {
   event.preventDefault(); // the part after # is the page's address
   byId("timeline-scroll", HTMLDivElement).focus();
 });
 
+let refreshedAt = -Infinity;
+
 setInterval(() => {
   frames.requestPanels();
-  if (!stream.isOpen()) return;
   const at = performance.now();
+  if (document.hidden && isLoaded && at - refreshedAt >= HIDDEN_INTERVAL_MS) {
+    refreshedAt = at;
+    void ask(refreshSessions(rows).then(showNeeds));
+  }
+  if (!stream.isOpen()) return;
+  if (document.body.dataset.view === "empty") void ask(emptyState.look(Date.now()));
   if (at - overviewAskedAt >= QUIET_OVERVIEW_INTERVAL_MS) wantOverview();
   if (at - usageAskedAt >= USAGE_INTERVAL_MS && usageHead !== rows.head) void ask(loadUsage());
   void openSession();

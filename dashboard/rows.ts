@@ -24,7 +24,9 @@ import {
   parseJson,
   readEvent,
 } from "./events.ts";
-import { formatAge, formatDuration, joined } from "./format.ts";
+import { formatAge, formatDuration, joined, sessionName } from "./format.ts";
+
+export { shortId } from "./format.ts";
 
 /** Events that the feed can show without asking the server: at some 300 bytes each, under 1 MB. */
 export const MAX_FEED_EVENTS = 2_000;
@@ -205,7 +207,7 @@ function groupOf(rows: Rows, sessionId: string): SpanGroup {
 }
 
 /** The index of the first span that starts later; in `spans`, sorted by start. */
-function indexByStart(spans: readonly SpanEntry[], start: number): number {
+export function indexByStart(spans: readonly { start: number }[], start: number): number {
   let low = 0;
   let high = spans.length;
   while (low < high) {
@@ -271,30 +273,23 @@ export function takeFeed(rows: Rows, page: readonly TelemetryEvent[]): void {
 
 /** What the timeline marks with a cross comes from the events: no span tells of it. */
 export function takeMarks(rows: Rows, events: readonly TelemetryEvent[]): void {
-  for (const event of events) {
-    if (!MARK_TYPES.includes(event.type)) continue;
-    const { id, type, session_id, at, fields } = event;
-    const time = new Date(at).toISOString();
-    const row: SpanRow = {
-      id,
-      session_id,
-      kind: "mark",
-      name: type,
-      call_id: null,
-      started_at: time,
-      ended_at: time,
-      duration_ms: null,
-      waited_ms: null,
-      outcome: looksFailed(event) ? "failed" : null,
-      text: asText(fields.reason ?? fields.message ?? fields.tool)?.slice(0, 300) ?? null,
-      error: errorText(fields.error)?.slice(0, 300) ?? null,
-      child_session_id: null,
-      tokens: null,
-      cost: null,
-      attributes: null,
-    };
-    takeSpan(rows, row, id);
-  }
+  for (const event of events)
+    if (MARK_TYPES.includes(event.type)) takeSpan(rows, markOf(event).row, event.id);
+}
+
+/** A moment that no span tells of. */
+export function markOf(event: TelemetryEvent): SpanEntry {
+  const { id, type, session_id, at, fields } = event;
+  const time = new Date(at).toISOString();
+  const row: SpanRow = {
+    ...{ id, session_id, kind: "mark", name: type, call_id: null },
+    ...{ started_at: time, ended_at: time, duration_ms: null, waited_ms: null },
+    outcome: looksFailed(event) ? "failed" : null,
+    text: asText(fields.reason ?? fields.message ?? fields.tool)?.slice(0, 300) ?? null,
+    error: errorText(fields.error)?.slice(0, 300) ?? null,
+    ...{ child_session_id: null, tokens: null, cost: null, attributes: null },
+  };
+  return { row, version: id, start: at, end: at };
 }
 
 /** The bar that tells of an event; undefined: none that is here. */
@@ -368,16 +363,7 @@ export function statusOf({ row }: SessionEntry): Status {
   return row.waiting_since === null ? row.status : "waiting";
 }
 
-/** The title, or the directory's name, or the id's tail: the heads of ids are alike. */
-export function labelOf({ row: { id, info } }: SessionEntry): string {
-  if (typeof info.title === "string" && info.title.trim() !== "") return info.title;
-  const directory = typeof info.directory === "string" ? info.directory.split(/[\\/]/) : [];
-  return directory.findLast((part) => part !== "") ?? shortId(id);
-}
-
-export function shortId(id: string): string {
-  return id.length <= 12 ? id : `…${id.slice(-8)}`;
-}
+export const labelOf = ({ row }: SessionEntry) => sessionName(row);
 
 /** Its lane reaches to now. */
 export function isLive({ row }: SessionEntry): boolean {

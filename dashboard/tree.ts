@@ -3,7 +3,9 @@
  * O(n log n), because a chain of parents may be as long as the list.
  */
 
-import { type Rows, type SessionEntry, type Status, isLive, labelOf, statusOf } from "./rows.ts";
+import type { Need } from "./attention.ts";
+import { formatCount } from "./format.ts";
+import { type Rows, type SessionEntry, isLive, labelOf } from "./rows.ts";
 
 export interface TreeNode {
   entry: SessionEntry;
@@ -116,61 +118,68 @@ export function familyOf(rows: Rows, id: string): Set<string> {
 
 // ─── The list of sessions ────────────────────────────────────────────────────
 
-export interface SessionFilter {
-  text: string;
-  status: Status | null;
+/** A session in the list. */
+export interface ListLine {
+  session: SessionEntry;
+  /** The head of the group that it is the first of: "Running 3" */
+  group: string | null;
+  depth: number;
+  /** Why it, or one below it, needs the person. */
+  need: Need | undefined;
+  /** Its children that have ended are folded away, unless `isOpen`. */
+  endedCount: number;
+  isOpen: boolean;
 }
 
-/** A line of the session list. */
-export type ListLine =
-  | { kind: "session"; session: SessionEntry; depth: number }
-  /** The ended children of `parent`, shown or not. */
-  | { kind: "ended"; parent: SessionEntry; count: number; isOpen: boolean; depth: number };
-
 /**
- * Sessions by latest activity, children (and theirs) under their parent, which they keep up with
- * them. Children that have ended are folded into one line, unless something is searched for.
+ * Who needs the person, the most urgent first; then who runs, then who has ended, latest activity first.
+ * Children (and theirs) stand under their parent, which they keep up with them.
  *
+ * @param text what is searched for: its children are shown also where they have ended
  * @param open parents whose ended children are shown
  */
 export function sessionList(
   { roots, order }: Tree,
-  filter: SessionFilter,
+  text: string,
   open: ReadonlySet<string>,
+  needs: readonly Need[],
 ): ListLine[] {
-  const found = findSessions(order, filter);
+  const found = findSessions(order, text.trim().toLowerCase());
+  // Of a session at the top, the most urgent here and below.
+  const needOf = new Map<SessionEntry, Need>();
+  for (const need of needs.toReversed()) needOf.set(need.session, need).set(need.root.entry, need);
+  const urgent = new Set(needs.map(({ root }) => root));
+  const others = roots.filter((root) => !urgent.has(root));
+  const groups = {
+    "Needs you": [...urgent],
+    Running: others.filter(({ goesOn }) => goesOn),
+    Ended: others.filter(({ goesOn }) => !goesOn),
+  };
   const lines: ListLine[] = [];
-  const stack: (TreeNode | ListLine)[] = roots.toReversed();
-  for (let next = stack.pop(); next !== undefined; next = stack.pop()) {
-    if ("kind" in next) {
-      lines.push(next);
-      continue;
+  for (const [name, members] of Object.entries(groups)) {
+    const stack = members.filter((node) => found?.has(node) ?? true).toReversed();
+    let group: string | null = `${name} ${formatCount(stack.length)}`;
+    for (let node = stack.pop(); node !== undefined; node = stack.pop()) {
+      const { entry: session, depth, children } = node;
+      const ended = found === null ? children.filter(({ goesOn }) => !goesOn) : [];
+      const isOpen = open.has(session.row.id);
+      const need = needOf.get(session);
+      lines.push({ session, group, depth, need, endedCount: ended.length, isOpen });
+      group = null;
+      if (isOpen) stack.push(...ended.toReversed());
+      stack.push(...children.filter((child) => found?.has(child) ?? child.goesOn).toReversed());
     }
-    const { entry, depth, children } = next;
-    if (found !== null && !found.has(next)) continue;
-    lines.push({ kind: "session", session: entry, depth });
-    const ended = found !== null ? [] : children.filter((child) => !child.goesOn);
-    const isOpen = open.has(entry.row.id);
-    if (isOpen) stack.push(...ended.toReversed());
-    if (ended.length > 0)
-      stack.push({ kind: "ended", parent: entry, count: ended.length, isOpen, depth: depth + 1 });
-    stack.push(...children.filter((child) => found !== null || child.goesOn).toReversed());
   }
   return lines;
 }
 
-/** What matches, and the parents of it, so that a child is never without its place; null: no filter is set. */
-function findSessions(order: readonly TreeNode[], filter: SessionFilter): Set<TreeNode> | null {
-  const needle = filter.text.trim().toLowerCase();
-  if (needle === "" && filter.status === null) return null;
+/** What matches, and the parents of it, so that a child is never without its place; null: nothing is searched for. */
+function findSessions(order: readonly TreeNode[], needle: string): Set<TreeNode> | null {
+  if (needle === "") return null;
   const found = new Set<TreeNode>();
   for (const node of order.toReversed()) {
-    const { entry, parent } = node;
-    const isMatch =
-      (filter.status === null || filter.status === statusOf(entry)) &&
-      (needle === "" || searchText(entry).includes(needle));
-    if (isMatch) found.add(node);
-    if (parent !== null && found.has(node)) found.add(parent);
+    if (searchText(node.entry).includes(needle)) found.add(node);
+    if (node.parent !== null && found.has(node)) found.add(node.parent);
   }
   return found;
 }

@@ -23,7 +23,14 @@ import {
   subscribers,
 } from "./dashboard.ts";
 import { type PostedEvent, openCodeHooks, sessionEvents } from "./fixtures.ts";
-import { hasChromium, isSoak, startTestServer, type TestServer, waitFor } from "./helpers.ts";
+import {
+  getJson,
+  hasChromium,
+  isSoak,
+  startTestServer,
+  type TestServer,
+  waitFor,
+} from "./helpers.ts";
 
 /** Only the soak holds the page to its times: by default the machine may be busy with other things. */
 const SLACK = isSoak ? 1 : 4;
@@ -99,7 +106,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await using fresh = await startTestServer();
     await post(fresh, { type: "session_start", session_id: "s1", data: { title: "Hello" } });
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.text("#stat-sessions")) === "1", "the figures");
+    await waitFor(async () => (await page.text("#stat-agents")) === "0", "the figures");
     expect(await page.text("#old-plugin")).toBeNull();
     await fetch(`${fresh.url}/api/senders`, {
       method: "POST",
@@ -159,10 +166,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       );
       for (const bar of [a, b]) {
         await page.hover(canvas.left + bar.x + bar.width / 2, canvas.top + bar.y + bar.height / 2);
-        await waitFor(
-          async () => (await page.text("#readout-head")) === bar.text,
-          `the readout of ${bar.text}`,
-        );
+        await waitFor(async () => {
+          const told = [await page.text("#readout-head"), await page.text("#readout-facts")];
+          return told.join(" · ") === bar.text;
+        }, `the readout of ${bar.text}`);
       }
       expect([a.text, b.text].map((text) => /^Agent (\w+)/.exec(text)?.[1]).toSorted()).toEqual([
         "explore",
@@ -181,7 +188,6 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     });
     using page = await openPage(fresh);
     await waitFor(async () => (await page.text("#stat-agents")) === "1", "the running agent");
-    await page.click('#timeline-ranges [data-minutes="5"]');
     await waitFor(async () => (await bars(page)).length === 1, "its bar");
     const width = async () => (await bars(page))[0]?.width ?? 0;
     const first = await width();
@@ -204,7 +210,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       await using fresh = await startTestServer();
       await post(fresh, call("a"));
       using page = await openPage(fresh);
-      const names = async () => (await page.texts(".feed-name")).toReversed().join("");
+      const names = async () => (await page.texts(".line-name")).toReversed().join("");
       await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
       await post(fresh, call("b"));
       await waitFor(async () => (await names()) === "ab", "two events");
@@ -227,14 +233,14 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await using fresh = await startTestServer();
     await post(fresh, call("old", {}, "before"));
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.texts(".feed-name")).join() === "old", "the old event");
+    await waitFor(async () => (await page.texts(".line-name")).join() === "old", "the old event");
     await fresh.stop();
     for (const suffix of ["", "-wal", "-shm"])
       rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
     await fresh.restart();
     await post(fresh, call("new", {}, "after"));
     await waitFor(
-      async () => (await page.texts(".feed-name")).join() === "new",
+      async () => (await page.texts(".line-name")).join() === "new",
       "the new one only",
     );
     await waitFor(
@@ -256,7 +262,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       await post(fresh, [call("b"), call("c")]);
       await setHidden(page, false);
       await waitFor(
-        async () => (await page.texts(".feed-name")).join() === "c,b,a",
+        async () => (await page.texts(".line-name")).join() === "c,b,a",
         "what was missed",
       );
     },
@@ -270,7 +276,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     using page = await openPage(fresh);
     const hasRows = (count: number) =>
-      waitFor(async () => (await page.count(".feed-row")) === count, `${count} rows`);
+      waitFor(async () => (await page.count(".line")) === count, `${count} rows`);
     for (const count of [60, 120]) {
       await hasRows(count);
       await page.run(`document.querySelector("#feed-older").scrollIntoView()`);
@@ -278,7 +284,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     }
     await hasRows(130);
     await waitFor(async () => (await page.text("#feed-older")) === null, "no button");
-    expect((await page.texts(".feed-name")).at(-1)).toBe("tool 0");
+    expect((await page.texts(".line-name")).at(-1)).toBe("tool 0");
     await page.run(`document.querySelector("#feed-scroll").scrollTop = 0`);
     await post(
       fresh,
@@ -304,7 +310,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
         call("grep", {}, "s2"),
       ]);
       using page = await openPage(fresh);
-      const names = () => page.texts(".feed-name");
+      const names = () => page.texts(".line-name");
       await waitFor(async () => (await names()).length === 3, "three rows");
       expect(await names()).toEqual(["grep", "bash", "read"]);
 
@@ -314,7 +320,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       {
         using other = await openPage(fresh, { path: "/#/?tool=grep" });
         await waitFor(
-          async () => (await other.texts(".feed-name")).join() === "grep",
+          async () => (await other.texts(".line-name")).join() === "grep",
           "the filter from the address",
         );
         expect(await other.run<string>(`document.querySelector("#feed-tool").value`)).toBe("grep");
@@ -334,17 +340,16 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       await page.click("#feed-pause");
       await waitFor(async () => (await names()).join() === "write,edit,grep,bash,read", "both");
 
-      await page.click(".feed-row:nth-child(4) .feed-what");
-      await waitFor(async () => (await page.count(".feed-row pre")) === 1, "the data");
-      expect(JSON.parse((await page.text(".feed-row pre")) ?? "")).toMatchObject({
+      await page.click(".line:nth-child(4) summary");
+      const data = async () => (await page.text(".line:nth-child(4) details > pre")) ?? "";
+      await waitFor(async () => (await data()) !== "", "the data");
+      expect(JSON.parse(await data())).toMatchObject({
         type: "tool_use",
         tool: "bash",
         args: { command: "ls" },
         duration_ms: 40,
       });
-      expect(await page.attribute(".feed-row:nth-child(4) .feed-session", "href")).toBe(
-        "#/session/s1",
-      );
+      expect(await page.attribute(".line:nth-child(4) .line-session", "href")).toBe("#/session/s1");
       expect(page.problems).toEqual([]);
     },
   );
@@ -388,14 +393,17 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       },
     ]);
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.count(".feed-row")) === 10, "the feed");
-    await page.run(`document.querySelectorAll(".feed-what").forEach((button) => button.click())`);
-    await waitFor(async () => (await page.count(".feed-row pre")) === 10, "all of it opened");
+    await waitFor(async () => (await page.count(".line")) === 9, "the feed: an agent is one line");
+    await page.run(`document.querySelectorAll(".line summary").forEach((line) => line.click())`);
     await waitFor(
-      async () => (await page.text("#stat-waiting-link"))?.startsWith(evil("title")) ?? false,
+      async () => (await page.texts(".line details > pre")).every((data) => data !== ""),
+      "all of it opened",
+    );
+    await waitFor(
+      async () => (await page.text("#stat-needs-name"))?.startsWith(evil("title")) ?? false,
       "who waits",
     );
-    const shown = (await page.texts(".feed-row pre")).join("\n");
+    const shown = (await page.texts(".line details > pre")).join("\n");
     for (const field of ["prompt", "args", "detail", "reply", "extra", "content", "reason"])
       expect(shown).toContain(JSON.stringify(evil(field)));
     await page.run(`document.querySelector("#timeline-scroll").focus()`);
@@ -405,10 +413,11 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       "the readout",
     );
     await page.run(`location.hash = "#/session/${encodeURIComponent(session_id)}"`);
-    await waitFor(async () => (await page.count(".call-row")) === 1, "the session's page");
-    await page.run(`document.querySelector(".call-open").click()`);
+    await waitFor(async () => (await page.count(".turn .line")) === 5, "the session's page");
+    await page.run(`document.querySelectorAll(".turn .line summary").forEach((e) => e.click())`);
     await waitFor(
-      async () => (await page.text(".call-detail"))?.includes(evil("args")) ?? false,
+      async () =>
+        (await page.texts(".turn details > pre")).join().includes(JSON.stringify(evil("args"))),
       "args",
     );
     expect(await page.text("#session-name")).toBe(evil("title"));
@@ -443,17 +452,21 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       },
     ]);
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.count(".feed-row")) === 6, "the feed");
-    await waitFor(async () => (await page.text("#stat-waiting-link")) !== null, "who waits");
+    await waitFor(
+      async () => (await page.count(".line")) === 5,
+      "the feed: one line for two starts",
+    );
+    await waitFor(async () => (await page.text("#stat-needs-name")) !== "", "who waits");
     const title = String.raw`T\u2066${told}`;
     const tool = String.raw`bash\u200F\uFEFF`;
     const error = String.raw`e\u0007\u001B[31m\u2028${told}`;
     expect(await page.texts(".session-doing")).toContain(`Asks: ${told}`);
     expect(await page.texts(".session-label")).toEqual(expect.arrayContaining([title, ordinary]));
-    expect(await page.text("#stat-waiting-link")).toStartWith(title);
-    expect(await page.attribute("#stat-waiting-link", "title")).toBe(told);
-    expect(await page.texts(".feed-name")).toEqual(expect.arrayContaining([tool, ordinary]));
-    expect(await page.texts(".feed-summary")).toEqual(expect.arrayContaining([told, error]));
+    expect(await page.text("#stat-needs-name")).toStartWith(title);
+    expect(await page.text("#stat-needs-text")).toBe(`Asks: ${told}`);
+    expect(await page.texts(".line-name")).toEqual(expect.arrayContaining([tool, ordinary]));
+    expect(await page.texts(".line-text")).toContain(told);
+    expect(await page.texts(".reason")).toContain(error);
     expect(await page.texts("#feed-session option")).toEqual(
       expect.arrayContaining([title, ordinary]),
     );
@@ -483,11 +496,14 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await page.text("#readout-head")).toStartWith(tool);
 
     await page.run(`location.hash = "#/session/${encodeURIComponent("s1\u200b")}"`);
-    await waitFor(async () => (await page.count(".call-row")) === 2, "the session's page");
+    await waitFor(async () => (await page.count(".turn .line")) === 3, "the session's page");
     expect(await page.text("#session-name")).toBe(title);
-    expect(await factsOf(page)).toContain(String.raw`Ids1\u200B`);
-    await page.run(`document.querySelectorAll("button[aria-expanded]").forEach((b) => b.click())`);
-    await waitFor(async () => (await page.count("pre")) > 5, "all of it opened");
+    expect(await page.attribute("#session-name", "title")).toBe(String.raw`s1\u200B`);
+    await page.run(`document.querySelectorAll(".line summary").forEach((e) => e.click())`);
+    await waitFor(
+      async () => (await page.texts(".turn .line details > pre")).every((told) => told !== ""),
+      "all of it opened",
+    );
     const hidden = /[\p{Cc}\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/u;
     const everything = await page.run<string[]>(
       `[document.title, ...[...document.querySelectorAll("*")].flatMap((e) => [...e.attributes].filter((a) => a.name !== "value").map((a) => a.value).concat([...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data)))]`,
@@ -525,12 +541,9 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
 
   test("the header says what runs, who waits, what failed", async () => {
     using page = await openPage(server);
-    await waitFor(
-      async () => (await page.text("#stat-waiting-count")) === "1",
-      "the one who waits",
-    );
-    expect(await page.text("#stat-waiting-link")).toStartWith("Third of them");
-    expect(await page.text("#stat-sessions")).toBe("1");
+    await waitFor(async () => (await page.text("#stat-needs-count")) === "1", "the one who waits");
+    expect(await page.text("#stat-needs-name")).toStartWith("Third of them, ");
+    expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Needs you 1", "Ended 2"]);
     expect(await page.text("#connection")).toBe("Live");
     expect(Number(await page.text("#stat-errors-link"))).toBeGreaterThan(0);
     expect(await page.texts(".session-label")).toEqual(
@@ -541,10 +554,14 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
 
   test("the timeline by keyboard: walk through the calls, zoom, move, follow, open", async () => {
     using page = await openPage(server);
+    await waitFor(
+      async () => (await page.attribute("#zoom-fit", "aria-pressed")) === "true",
+      "what goes on",
+    );
+    const note = () => page.text("#timeline-note");
+    await page.click('[data-minutes="15"]');
     await waitFor(async () => (await bars(page)).length > 10, "the bars");
     await page.run(`document.querySelector("#timeline-scroll").focus()`);
-    const note = () => page.text("#timeline-note");
-    expect(await page.attribute('[data-minutes="15"]', "aria-pressed")).toBe("true");
     await page.press("+");
     await waitFor(async () => (await note())?.endsWith("10 m 00 s") ?? false, "10 minutes");
     await page.press("-");
@@ -561,12 +578,27 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await waitFor(async () => (await page.attribute("#follow", "aria-pressed")) === "true", "now");
 
     await page.press("ArrowRight");
-    await waitFor(async () => (await page.text("#readout-head")) !== "", "a selected call");
-    const first = await page.text("#readout-head");
+    const head = () => page.text("#readout-head");
+    await waitFor(async () => (await head()) !== null, "the readout of a call");
+    const first = await head();
     await waitFor(async () => {
-      await page.press("ArrowDown"); // again where the lanes moved under the selection
-      return (await page.text("#readout-head")) !== first;
+      await page.press("ArrowDown"); // again where the lanes moved under the cursor
+      return (await head()) !== first;
     }, "another lane");
+    await waitFor(async () => {
+      const said = (await page.text("#timeline-said")) ?? "";
+      return said.startsWith((await head())?.split(" · ")[0] ?? "-");
+    }, "the same for those who don't see it");
+    const hash = () => page.run<string>("location.hash");
+    expect(await hash()).toBe("");
+    await page.press("Enter");
+    await waitFor(async () => /^#\/\?span=\d+$/.test(await hash()), "the call in the address");
+    await page.press("Escape");
+    await waitFor(async () => (await hash()) === "#/" && (await head()) === null, "none");
+    await page.press("ArrowRight");
+    await page.press("Enter");
+    await waitFor(async () => (await hash()).includes("span="), "a call again");
+    expect(await head()).not.toBeNull();
     await page.press("Enter");
     await waitFor(
       async () => (await page.attribute("body", "data-view")) === "session",
@@ -576,6 +608,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
 
   test("wheel and drag zoom and pan the timeline", async () => {
     using page = await openPage(server);
+    await page.click('[data-minutes="15"]');
     await waitFor(async () => (await bars(page)).length > 10, "the bars");
     const box: { left: number; top: number } = await page.run(
       `(({ left, top }) => ({ left, top }))(document.querySelector("#timeline-canvas").getBoundingClientRect())`,
@@ -607,33 +640,104 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
   });
 
-  test("sessions: filter by status and text; a click opens the session's page", async () => {
+  test("380 px: a finger pans, two zoom, a tap tells the call above it, straight down scrolls the page", async () => {
+    using page = await openPage(server, { width: 380, height: 700 });
+    await page.cdp("Emulation.setTouchEmulationEnabled", { enabled: true, maxTouchPoints: 2 });
+    await page.click('[data-minutes="15"]');
+    await waitFor(async () => (await bars(page)).length > 10, "the bars");
+    const touch = (type: string, ...touchPoints: { x: number; y: number }[]) =>
+      page.cdp("Input.dispatchTouchEvent", { type: `touch${type}`, touchPoints });
+    /** A finger at each x, on its way to the x after it. */
+    const swipe = async (paths: [number, number][], fromY: number, toY = fromY) => {
+      const at = (share: number) =>
+        paths.map(([from, to]) => ({
+          x: from + share * (to - from),
+          y: fromY + share * (toY - fromY),
+        }));
+      await touch("Start", ...at(0));
+      for (const share of [1 / 4, 1 / 2, 3 / 4, 1]) await touch("Move", ...at(share));
+      await touch("End");
+    };
+    const box: { top: number } = await page.run(
+      `(({ top }) => ({ top }))(document.querySelector("#timeline-canvas").getBoundingClientRect())`,
+    );
+    const pressed = (id: string) => page.attribute(`#${id}`, "aria-pressed");
+    const note = () => page.text("#timeline-note");
+
+    let [y, barTop] = [0, 0];
+    await waitFor(async () => {
+      const bar = (await bars(page)).find(({ kind, x, y }) => kind === "tool" && x > 9 && y < 300);
+      if (bar === undefined) return false;
+      barTop = box.top + bar.y;
+      y = barTop + bar.height / 2;
+      await touch("Start", { x: bar.x + bar.width / 2, y });
+      await touch("End");
+      return (await page.text("#readout-head")) !== null;
+    }, "the readout of a call");
+    const { top, left, right, bottom }: Record<string, number> = await page.run(
+      `document.querySelector("#readout").getBoundingClientRect().toJSON()`,
+    );
+    expect(Math.min(left ?? -1, top ?? -1, 380 - (right ?? 999))).toBeGreaterThanOrEqual(0);
+    expect(bottom).toBeLessThan(barTop);
+    expect(await page.run<string>("location.hash")).toStartWith("#/?span=");
+
+    expect(await pressed("follow")).toBe("true");
+    await swipe([[320, 250]], y);
+    await waitFor(async () => (await pressed("follow")) === "false", "a pan");
+    expect(await page.run<number>("scrollY")).toBe(0);
+    const before = await note();
+    const fingers: [number, number][] = [
+      [150, 80],
+      [200, 300],
+    ];
+    await swipe(fingers, y);
+    await waitFor(async () => (await note()) !== before, "a zoom");
+    expect(await page.run<number>("visualViewport.scale")).toBe(1);
+    await page.run(`document.querySelector("#timeline-scroll").scrollTop = 9_999`);
+    const shown = await note();
+    for (let times = 0; times < 2; times++) await swipe([[200, 203]], 500, 150);
+    await waitFor(async () => (await page.run<number>("scrollY")) > 100, "the page to scroll");
+    expect(await note()).toBe(shown);
+    expect(page.problems).toEqual([]);
+  });
+
+  test("sessions: who needs the person on top, found by text; a click opens the session's page", async () => {
     using page = await openPage(server);
     await waitFor(async () => (await page.count(".session-row")) >= 4, "the list");
-    await page.click('#status-filter [data-status="waiting"]');
-    const labels = () => page.texts(".session-row a:not([hidden]) .session-label");
-    await waitFor(async () => (await labels()).join() === "Third of them", "who waits");
+    const labels = () => page.texts(".session-label");
+    expect((await labels())[0]).toBe("Third of them");
     expect(await page.text(".session-meta")).toBe("Asks: rm -rf dist");
-    await page.click('#status-filter [data-status="waiting"]');
     await page.type("#sessions-text", "session 1");
     await waitFor(async () => (await labels()).join() === "Session 1, done", "the text");
 
     await page.click(".session-row a");
-    await waitFor(async () => (await page.count(".call-row")) === 20, "its calls");
+    await waitFor(
+      async () => (await page.count(".turn .line")) === 24,
+      "calls, agents, a question",
+    );
     expect(await page.run<string>("location.hash")).toBe("#/session/first");
     expect(await page.text("#session-name")).toBe("Session 1, done");
+    expect(await page.text("#session-status")).toStartWith("Done ");
     const facts = (await factsOf(page)).join(" ");
-    expect(facts).toContain("StatusDone");
     expect(facts).toContain("Cost$0.02");
     expect(facts).toContain("Model–");
-    await page.click(".call-row .call-open");
+    expect(await page.texts(".turn .line-text")).toContain("Do part 1");
+    await page.click(".turn .line summary");
     await waitFor(
-      async () => (await page.text(".call-detail pre"))?.includes("step 19") ?? false,
+      async () => (await page.text(".turn .line details > pre"))?.includes("step 0") ?? false,
       "args",
     );
-    await page.click('#calls-kind [data-kind="agents"]');
-    await waitFor(async () => (await page.count(".call-row")) === 3, "its agents");
-    expect(await page.texts(".call-open")).toContain("Do part 1");
+    // The tabs are radio buttons: arrows go through them, and the address has them.
+    await page.run(`document.querySelector("#tabs :checked").focus()`);
+    await page.press("ArrowRight");
+    await waitFor(async () => (await page.text("#session-table")) !== null, "the files");
+    expect(await page.run<string>("location.hash")).toBe("#/session/first?tab=files");
+    await page.run(`document.querySelector('#tabs [value="cost"]').click()`);
+    await waitFor(
+      async () => (await page.texts("#session-table tbody th")).includes("With its agents"),
+      "the cost",
+    );
+    await page.run(`location.hash = "#/session/first"`);
     await waitFor(async () => (await bars(page)).length >= 20, "the whole session's timeline");
     expect(await page.texts(".lane-name")).toContain("Session 1, done");
     expect(await page.texts(".lane-name")).not.toContain("Third of them");
@@ -683,7 +787,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     await page.click('#usage-kind [data-kind="agents"]');
     await waitFor(
-      async () => (await page.text("#usage-name"))?.startsWith("Agent") ?? false,
+      async () => (await page.text("#usage-heads button"))?.startsWith("Agent") ?? false,
       "agents",
     );
     expect(await page.texts("#usage-rows th")).toContain("Engineer");
@@ -695,7 +799,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       using page = await openPage(server, { width });
       for (const path of ["#/", "#/session/first"]) {
         await page.run(`location.hash = ${JSON.stringify(path)}`);
-        const row = path === "#/" ? "#usage-rows tr" : ".call-row";
+        const row = path === "#/" ? "#usage-rows tr" : ".turn .line";
         await waitFor(async () => (await page.count(row)) > 0, row);
         expect(
           await page.run<number>(
@@ -740,7 +844,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     ]);
     using page = await openPage(fresh, { path: "/#/session/s1" });
     await waitFor(
-      async () => (await page.texts(".call-row .number")).join().startsWith("runs"),
+      async () => (await page.texts(".turn .line-length")).join().startsWith("runs"),
       "it",
     );
     const words = async () =>
@@ -758,9 +862,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       last = width;
       return growths === 3;
     }, "the bar to grow");
-    await page.click(".call-open");
+    await page.click(".turn .line summary");
+    const detail = async () => (await page.text(".turn .line details > pre")) ?? "";
     await waitFor(
-      async () => (await page.text(".call-detail"))?.includes(`${long}"`) ?? false,
+      async () => (await detail()).includes(`${long}"`),
       "the whole arguments, of which the row has the first 300 characters",
     );
 
@@ -775,11 +880,12 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       "its end",
     );
     await waitFor(
-      async () => (await page.text(".call-detail"))?.includes(`Error: ${error}`) ?? false,
+      async () => (await page.text(".turn .reason")) === error,
       "the whole error, of its other event",
     );
-    expect(await page.text(".call-detail")).toContain(`${long}"`);
-    expect(await page.count(".call-row[data-failed=true]")).toBe(1);
+    await waitFor(async () => (await detail()).includes(`"exit_code": 2`), "how it ended");
+    expect(await detail()).toContain(`${long}"`);
+    expect(await page.count(".turn .line[data-failed=true]")).toBe(1);
     expect(await factsOf(page)).toContain("Errors1");
     expect(page.problems).toEqual([]);
   });
@@ -812,7 +918,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await waitFor(async () => (await page.text(".session-errors")) === "1", "the error");
     await page.click(".session-errors");
     await waitFor(
-      async () => (await page.texts(".feed-summary")).join() === `exit 1: ${error}`,
+      async () => (await page.texts("#feed-list .reason")).join() === error,
       "the whole reason, and that alone",
     );
     expect(await page.run<string>("location.hash")).toBe("#/session/s1?type=failed");
@@ -822,36 +928,48 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     await told("agent_spawn", 1, { subagent_type: "early", call_id: "a" });
     await told("agent_complete", 2, { call_id: "a", outcome: "failed", error: "why" });
-    await waitFor(async () => (await page.count(".feed-row")) === 2, "its agent's failure");
+    const failures = () => page.count("#feed-list .line");
+    await waitFor(async () => (await failures()) === 2, "its agent's failure");
     // Neither is in the window any more, and the agent's lane is gone with it.
     for (let times = 0; times < 8; times++) await page.click("#zoom-in");
     await waitFor(async () => (await page.texts(".lane-name")).join() === "s1", "one lane");
-    await page.click(".feed-row:first-child .feed-bar");
+    await page.click(".line:first-child .line-time");
     await waitFor(async () => (await page.count(".lane-name")) === 2, "the agent's lane");
     expect(await page.text("#readout-head")).toStartWith("Agent early · failed · 1.0 s");
-    await page.click(".feed-row:last-child .feed-bar");
+    await page.click(".line:last-child .line-time");
     await waitFor(
       async () => (await page.text("#readout-head"))?.startsWith("bash · exit 1 · ") ?? false,
       "its bar",
     );
-    expect(await page.texts(".call-open")).toEqual([
-      "denied",
-      `exit 1: ${"y ".repeat(146).trim()}`,
-    ]);
     await page.run(`location.hash = "#/session/s1"`);
+    await waitFor(
+      async () =>
+        (await page.texts(".turn .line-text")).join() === "failed,exit 1: npm test,denied",
+      "its calls",
+    );
+    expect((await page.texts(".turn .reason")).join()).toStartWith("why,y\ny\n");
     await page.click('#session-facts a[href$="?type=failed"]');
-    await waitFor(async () => (await page.count(".feed-row")) === 2, "the list again");
+    await waitFor(async () => (await failures()) === 2, "the list again");
     await told("session_end", 12, {
       reason: "interrupted",
       todos: [{ content: "Test it", status: "in_progress" }],
       changes: { files: 2, additions: 5, deletions: 1 },
     });
-    const facts = ["Worked12 s in 1 turn", "StatusDone · interrupted"];
-    facts.push("Todos0 of 1 done: Test it", "Changes2 files, +5 −1");
-    await waitFor(async () => {
-      const shown = await factsOf(page);
-      return facts.every((fact) => shown.includes(fact));
-    }, "how it ended");
+    await waitFor(
+      async () => /^Done .* · interrupted$/.test((await page.text("#session-status")) ?? ""),
+      "how it ended",
+    );
+    expect(await factsOf(page)).toContain("Worked12 s in 1 turn");
+    await page.run(`location.hash = "#/session/s1?tab=todos"`);
+    await waitFor(
+      async () => (await page.texts("#session-table tbody tr")).join() === "▸ DoingTest it",
+      "its todos",
+    );
+    await page.run(`location.hash = "#/session/s1?tab=files"`);
+    await waitFor(
+      async () => (await page.text("#session-table p")) === "2 files, +5 −1",
+      "what it changed",
+    );
     expect(page.problems).toEqual([]);
   });
 
@@ -877,7 +995,29 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     const good = Array.from({ length: 3_000 }, () => call("good"));
     await postAll(fresh, [call("bad", { outcome: "failed", error: "why" }), ...good]);
     using page = await openPage(fresh, { path: "/#/?type=failed" });
-    await waitFor(async () => (await page.texts(".feed-summary")).join() === "failed: why", "it");
+    await waitFor(async () => (await page.texts("#feed-list .reason")).join() === "why", "it");
+  });
+
+  test("a call of an agent, by its address: its turn and its agent are opened, and it is selected", async () => {
+    await using fresh = await startTestServer();
+    const agent = { subagent_type: "explore", call_id: "a", child_session_id: "kid" };
+    await post(fresh, [
+      { type: "turn_start", session_id: "s1", data: { prompt: "Look around" } },
+      { type: "agent_spawn", session_id: "s1", data: agent },
+      { type: "session_start", session_id: "kid", data: { parent_session_id: "s1" } },
+      call("inner", { args: { command: "ls" } }, "kid"),
+      { type: "turn_start", session_id: "s1", data: {} },
+    ]);
+    const path = "/api/spans?sessionId=kid";
+    const { spans } = await getJson<{ spans: { id: number }[] }>(fresh, path);
+    using page = await openPage(fresh, { path: `/#/session/s1?span=${spans[0]?.id}` });
+    await waitFor(
+      async () => (await page.text(".line .line[data-selected=true] .line-name")) === "inner",
+      "the call",
+    );
+    expect(await page.texts(".turn-title")).toEqual(["Turn 2", "Look around"]);
+    expect(await page.attribute(".line-child", "href")).toBe("#/session/kid");
+    expect(page.problems).toEqual([]);
   });
 
   test.concurrent("an error of false is no failure", async () => {
@@ -885,13 +1025,13 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await post(fresh, [call("good", { error: false }), call("bad", { error: "exit 1" })]);
     using page = await openPage(fresh, { path: "/#/?type=failed" });
     await waitFor(
-      async () => (await page.texts(".feed-name")).join() === "bad",
+      async () => (await page.texts(".line-name")).join() === "bad",
       "the failure alone",
     );
     await waitFor(async () => (await page.text("#stat-errors-link")) === "1", "its count");
     await page.run(`location.hash = "#/session/s1"`);
-    await waitFor(async () => (await page.count(".call-row")) === 2, "both calls");
-    expect(await page.count(".call-row[data-failed=true]")).toBe(1);
+    await waitFor(async () => (await page.count(".turn .line")) === 2, "both calls");
+    expect(await page.count(".turn .line[data-failed=true]")).toBe(1);
   });
 
   test.concurrent("a page that was away learns what was deleted and what fell silent", async () => {
@@ -917,7 +1057,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     aheadMs = 60 * MINUTE_MS - 30 * SECOND_MS;
     await fresh.restart(); // retention runs at the start
     await waitFor(async () => (await dots()) === "s1 Active,silent Stale", "what is left of them");
-    const feed = async () => (await page.texts(".feed-name")).join();
+    const feed = async () => (await page.texts(".line-name")).join();
     await waitFor(async () => (await feed()) === "kept,a", "the feed without what is gone");
     expect(page.problems).toEqual([]);
   });
@@ -939,13 +1079,13 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.run(`location.hash = "#/session/s1"`);
     await waitFor(async () => (await page.run<number>("late.length")) === 1, "the answer");
     await post(fresh, call("b"));
-    const tools = async () => (await factsOf(page))[3];
-    await waitFor(async () => (await tools()) === "Tools2", "the second call");
+    const tools = () => page.text("#tabs label");
+    await waitFor(async () => (await tools()) === "Calls 2", "the second call");
     await page.run(`(async () => {
       for (const resolve of late) resolve();
       for (let frame = 0; frame < 60; frame++) await new Promise(requestAnimationFrame);
     })()`);
-    expect(await tools()).toBe("Tools2");
+    expect(await tools()).toBe("Calls 2");
     expect(await page.text(".session-meta")).toBe("2 tools");
   });
 
@@ -966,8 +1106,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       { type: "session_end", session_id: "hidden", timestamp: hourAgo + 9 },
       ...Array.from({ length: 1_000 }, (_, index) => ({
         ...call("read", {}, `newer ${index}`),
-        timestamp: Date.now() - 20 * MINUTE_MS + index, // before the timeline's window: it asks for no older ones
+        timestamp: Date.now() - 20 * MINUTE_MS + index,
       })),
+      // Around this the timeline fits: it asks for no older ones.
+      { ...call("read", {}, "newer 0"), timestamp: Date.now() - 5 * MINUTE_MS },
       ...Array.from({ length: 1_000 }, (_, index): PostedEvent => ({
         type: "session_end",
         session_id: `newer ${index}`,
@@ -976,28 +1118,26 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     ]);
     using page = await openPage(fresh);
     await waitFor(
-      async () => (await page.text("#stat-waiting-link"))?.startsWith("waits") ?? false,
+      async () => (await page.text("#stat-needs-name"))?.startsWith("waits") ?? false,
       "the one who waits",
     );
-    await page.click('#status-filter [data-status="waiting"]');
-    const labels = () => page.texts(".session-row a:not([hidden]) .session-label");
-    await waitFor(async () => (await labels()).join() === "waits", "it in the list");
+    const labels = () => page.texts(".session-label");
+    expect((await labels())[0]).toBe("waits");
     expect(await page.text(".session-meta")).toBe("Asks: Which one?");
-    await page.click('#status-filter [data-status="waiting"]');
     await page.type("#sessions-text", "hidden");
     await waitFor(async () => (await labels()).length === 0, "no other");
 
     await page.run(`location.hash = "#/session/hidden"`);
     const facts = async () => (await factsOf(page)).join(" ");
     await waitFor(
-      async () => / Tools3 Agents0 Errors1 /.test(await facts()),
+      async () => (await page.text("#tabs label")) === "Calls 3" && / Errors1 /.test(await facts()),
       "the server's figures",
     );
-    expect(await facts()).toStartWith("StatusDone");
-    await waitFor(async () => (await page.count(".call-row")) === 3, "its calls");
+    expect(await page.text("#session-status")).toStartWith("Done");
+    await waitFor(async () => (await page.count(".turn .line")) === 3, "its calls");
     await post(fresh, call("once more", {}, "hidden"));
-    await waitFor(async () => / Tools4 Agents0 Errors1 /.test(await facts()), "the fourth");
-    expect(await facts()).toStartWith("StatusActive");
+    await waitFor(async () => (await page.text("#tabs label")) === "Calls 4", "the fourth");
+    expect(await page.text("#session-status")).toStartWith("Active");
     expect(page.problems).toEqual([]);
   });
 
@@ -1015,10 +1155,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     const endTrace = await startTrace(page);
     await postAll(fresh, events.slice(0, count / 2));
     const note = () => page.text("#sessions-note");
-    await waitFor(async () => (await note()) === "1 and 1,999 of agents", "the list");
+    await waitFor(async () => (await note()) === "1 · 1,999 agents", "the list");
     expect(await page.count(".session-row")).toBe(60);
     await waitFor(
-      async () => (await page.text("#timeline-note")) === "2,000 sessions · 0 agents",
+      async () => (await page.text("#timeline-note"))?.startsWith("2,000 sessions · 0 ") ?? false,
       "lanes",
     );
     await page.run(`document.querySelector("#timeline-scroll").scrollTop = 30_000`);
@@ -1081,7 +1221,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       const startedAt = performance.now();
       await page.goto(`/?visit=${visit}`);
       await waitFor(
-        async () => (await page.count(".session-row")) >= 60 && (await page.count(".feed-row")) > 0,
+        async () => (await page.count(".session-row")) >= 60 && (await page.count(".line")) > 0,
         "the list and the feed",
       );
       opened = performance.now() - startedAt;

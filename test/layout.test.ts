@@ -3,6 +3,7 @@
 import { describe, expect, test } from "bun:test";
 import { type Rows, type SpanEntry, createRows, takeSession, takeSpan } from "../dashboard/rows.ts";
 import {
+  NOW_MARGIN,
   type View,
   barAt,
   barsOf,
@@ -35,6 +36,7 @@ const VIEW: View = {
   height: 400,
   scrollTop: 0,
   isNarrow: false,
+  keptId: null,
 };
 
 let lastId = 0;
@@ -105,16 +107,22 @@ describe("lanes", () => {
     add(rows, 0, 90, { name: "task", call_id: "c" });
     add(rows, 40, 50, { session_id: "kid", name: "read" });
     const picture = (scope: string[] | null) =>
-      lanes(rows, 0, 100, scope && new Set(scope)).map(({ key, label, depth, spans }) => [
+      lanes(rows, 0, 100, scope && new Set(scope)).map(({ key, label, badge, depth, spans }) => [
         key,
         label,
+        badge,
         depth,
         spans.tool.length,
         spans.agent,
       ]);
-    const child = ["kid", "a: Find it", 1, 1, [run]];
-    expect(picture(null)).toEqual([["s1", "s1", 0, 0, []], child]);
+    const child = ["kid", "Find it", "a", 1, 1, [run]];
+    expect(picture(null)).toEqual([["s1", "s1", null, 0, 0, []], child]);
     expect(picture(["kid"])).toEqual([child]);
+    // Without a task it has its session's title.
+    takeSpan(rows, spanRow(run.row.id, { ...agent, started_at: iso(NOW) }), 2);
+    const info = { title: "Find it (@a subagent)" };
+    takeSession(rows, sessionRow("kid", { parent_session_id: "s1", info }), 2);
+    expect(picture(["kid"])[0]?.slice(0, 3)).toEqual(["kid", "Find it", "a"]);
   });
 
   test("what goes on stands above what has ended, what started later above what started earlier", () => {
@@ -150,7 +158,7 @@ describe("lanes", () => {
         const times = Array.from({ length: 9 }, () => {
           const from = performance.now();
           const found = lanes(rows);
-          const tops = topsOf(found, false);
+          const tops = topsOf(found, VIEW);
           for (const [index, lane] of found.slice(0, 20).entries())
             barsOf(lane, tops[index] ?? 0, VIEW);
           return performance.now() - from;
@@ -198,22 +206,31 @@ describe("bars", () => {
     expect(models()).toEqual(lane(NOW + 720));
   });
 
-  test("calls at the same time share the lane's height; from the sixth on they lie over the fifth", () => {
+  test("calls at the same time have rows of their own, five at most; a hairline opens none", () => {
     const rows = rowsWith({ id: "s1" });
     add(rows, 0, 50);
+    expect(barsIn(rows)[0]?.height).toBe(18);
     for (let index = 0; index < 7; index++) add(rows, 100 + index, 200 + index);
-    const [alone, ...together] = barsIn(rows);
-    expect(alone?.height).toBe(18);
-    expect(together.map(({ height }) => height)).toEqual(together.map(() => (18 + 1) / 5 - 1));
-    expect(new Set(together.map(({ y }) => y)).size).toBe(5);
+    add(rows, 300, 400);
+    add(rows, 350, 351);
+    const [lane] = lanes(rows);
+    if (lane === undefined) throw new Error("a lane");
+    expect([lane.rowCount, topsOf([lane], VIEW)[1]]).toEqual([5, 5 * 14 - 1 + 10]);
+    const rowOf = ({ y, height }: { y: number; height: number }) => (y - 5) / (height + 1);
+    expect(barsIn(rows).map(rowOf)).toEqual([0, 0, 1, 2, 3, 4, 4, 4, 0, 1]);
+    // A wide window has room for higher ones.
+    expect(barsIn(rows, { width: 2_000 })[0]?.height).toBe(18);
   });
 
   test("what falls on pixels that are taken is left out, unless it failed", () => {
     const rows = rowsWith({ id: "s1" });
     for (let index = 0; index < 50; index++) add(rows, index, index + 1);
     add(rows, 51, 52, { outcome: "exit" });
-    expect(barsIn(rows, { length: 100_000, end: NOW + 100_000 })).toHaveLength(2);
+    const far = { length: 100_000, end: NOW + 100_000 };
+    expect(barsIn(rows, far)).toHaveLength(2);
     expect(barsIn(rows)).toHaveLength(51);
+    const keptId = add(rows, 53, 54).row.id;
+    expect(barsIn(rows, { ...far, keptId }).at(-1)?.span.row.id).toBe(keptId);
   });
 
   test("agents and waits under the models, those under the calls, marks over them", () => {
@@ -282,6 +299,11 @@ describe("bars", () => {
     expect([at(150, 110), at(202, 110)]).toEqual([inner, inner]);
     expect([at(50, 110), at(502, 110)]).toEqual([agent, agent]);
     expect([at(506, 110), at(150, 90)]).toEqual([null, null]);
+    // A finger is wider, and has the nearest.
+    const next = add(rows, 215, 216, { session_id: "kid" });
+    const all = lanes(rows)[1];
+    const under = (x: number) => barAt(all ? barsOf(all, 100, VIEW) : [], x, 110, true)?.span;
+    expect([under(206), under(210), under(510)]).toEqual([inner, next, agent]);
   });
 
   test("a session's ground reaches to now while it goes on, else to its last event", () => {
@@ -315,21 +337,48 @@ describe("the window", () => {
     expect(toX(view, NOW + 250)).toBeCloseTo(250, 5);
   });
 
-  test("it fits all sessions, and follows now where one goes on", () => {
-    const rows = rowsWith(
-      { id: "a", status: "completed", last_event_at: iso(NOW + 10_000) },
-      { id: "b", status: "stale", started_at: iso(NOW - 10_000) },
-    );
-    const fit = (since: number) => fitted([...rows.sessions.values()], since, NOW + 60_000);
-    expect(fit(0)).toEqual({ follows: false, window: { end: NOW + 10_600, length: 21_200 } });
-    expect(fit(NOW)?.window.length).toBeCloseTo(10_600, 5);
-    takeSession(rows, sessionRow("b"), 2);
-    expect(fit(0)).toMatchObject({ follows: true, window: { length: 60_000 * 1.06 } });
-    expect(fitted([], 0, NOW)).toBeNull();
-    // Of one that was lost the bars go on until then.
+  test("it fits what goes on: all work up to the latest pause, in a window of a round length", () => {
+    const rows = rowsWith({ id: "a" }, { id: "b" });
+    const fit = (seconds: number, scope: string[] | null = null) =>
+      fitted(rows, scope && new Set(scope), NOW + seconds * SECOND_MS);
+    const work = (session_id: string, from: number, to: number | null, more: Partial<Span> = {}) =>
+      add(rows, from * SECOND_MS, to && to * SECOND_MS, { session_id, ...more });
+    expect(fitted(createRows(), null, NOW)).toBeNull();
+    work("a", 0, 40);
+    work("a", 300, 308);
+    work("b", 310, 315);
+    const at315 = NOW + 315 * SECOND_MS;
+    const following = (length: number, end: number) => ({
+      follows: true,
+      window: { length, end: end + length * NOW_MARGIN },
+    });
+    expect(fit(315)).toEqual(following(30_000, at315));
+    // Of a session's page the whole is shown only where its latest work is seen in it.
+    expect(fit(315, ["a"])).toEqual(following(30_000, at315));
+    work("a", 260, 299);
+    expect(fit(315, ["a"])).toEqual(following(10 * MINUTE_MS, at315));
+    // It goes on, and grows in steps; the pause in which it waits for the person doesn't count.
+    const long = work("b", 320, null);
+    expect(fit(400)?.window.length).toBe(3 * MINUTE_MS);
+    expect(fit(7_200)?.window.length).toBe(15 * MINUTE_MS);
+    expect(fit(7_200, ["b"])?.window.length).toBe(3 * HOUR_MS);
+    takeSession(rows, sessionRow("b", { waiting_since: iso(NOW + 340_000) }), 2);
+    const quiet = fit(7_200);
+    expect(quiet?.follows).toBe(false);
+    const pad = 80_000 * NOW_MARGIN;
+    expect(quiet?.window.end).toBeCloseTo(NOW + 340_000 + pad, 5);
+    expect(quiet?.window.length).toBeCloseTo(80_000 + 2 * pad, 5);
+    expect(long.end).toBeNull();
+  });
+
+  test("without calls it is around the latest event; of a lost session until it was lost", () => {
+    const rows = rowsWith({ id: "a", status: "completed", last_event_at: iso(NOW + 10_000) });
+    expect(fitted(rows, null, NOW + HOUR_MS)?.window).toEqual({ end: NOW + 11_000, length: 2_000 });
     const lost = { status: "stale", is_lost: true, stale_at: iso(NOW + 30_000) } as const;
-    const { sessions } = rowsWith({ id: "a", ...lost });
-    expect(fitted([...sessions.values()], 0, NOW + 60_000)?.window.length).toBe(30_000 * 1.06);
+    const others = rowsWith({ id: "a", ...lost });
+    add(others, 0, 30_000, { session_id: "a" });
+    const fit = fitted(others, new Set(["a"]), NOW + HOUR_MS);
+    expect(fit).toEqual({ follows: false, window: { end: NOW + 31_000, length: 32_000 } });
   });
 
   test("ticks: far enough apart for their labels, at round times of the viewer's zone", () => {

@@ -218,7 +218,7 @@ describe("the login", () => {
         document.querySelector("button").click();
       })()`);
       const isOpen = () =>
-        page.evaluate<boolean>(`document.querySelector("#stat-sessions")?.textContent === "0"`);
+        page.evaluate<boolean>(`document.querySelector("#stat-agents")?.textContent === "0"`);
       await waitFor(() => isOpen().catch(() => false), "the dashboard");
       expect(await page.evaluate<string>("location.pathname + location.search")).toBe("/");
     },

@@ -6,9 +6,12 @@ import {
   EVENT_TYPES as LISTED_TYPES,
   type TelemetryEvent,
   argsSummary,
+  createThings,
+  keyOfThing,
   matchesFilter,
+  mergedThing,
   readEvent,
-  summaryOf,
+  wordsOf,
 } from "../dashboard/events.ts";
 import {
   formatAge,
@@ -41,7 +44,10 @@ import {
   takeSpanPage,
 } from "../dashboard/rows.ts";
 import { createCursor } from "../dashboard/stream.ts";
+import { needsOf } from "../dashboard/attention.ts";
+import { shortPath } from "../dashboard/format.ts";
 import { familyOf, sessionList, treeOf } from "../dashboard/tree.ts";
+import { contextOf, filesOf, modelsOf, turnsOf } from "../dashboard/turns.ts";
 import { EVENT_TYPES, type Session, type Span } from "../server.ts";
 import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
 
@@ -297,11 +303,12 @@ describe("the feed", () => {
 });
 
 describe("the list of sessions", () => {
-  const ids = (rows: Rows, filter = {}, open: string[] = []) =>
-    sessionList(treeOf(rows), { text: "", status: null, ...filter }, new Set(open)).map((line) =>
-      line.kind === "session"
-        ? `${"-".repeat(line.depth)}${line.session.row.id}`
-        : `+${line.count}`,
+  const ids = (rows: Rows, text = "", open: string[] = []) =>
+    sessionList(treeOf(rows), text, new Set(open), needsOf(rows, null, NOW)).flatMap(
+      ({ session, group, depth, endedCount }) => [
+        ...(group === null ? [] : [group]),
+        `${"-".repeat(depth)}${session.row.id}${endedCount > 0 ? `+${endedCount}` : ""}`,
+      ],
     );
   const at = (ms: number) => ({ started_at: iso(NOW + ms), last_event_at: iso(NOW + ms) });
   const below = { parent_session_id: "a" };
@@ -314,20 +321,30 @@ describe("the list of sessions", () => {
     );
 
   test("latest activity first, a child keeps its parent up; ended children are folded away", () => {
-    expect(ids(family())).toEqual(["a", "-a1", "+1", "b"]);
-    expect(ids(family(), {}, ["a"])).toEqual(["a", "-a1", "+1", "-a2", "b"]);
+    expect(ids(family())).toEqual(["Running 2", "a+1", "-a1", "b"]);
+    expect(ids(family(), "", ["a"])).toEqual(["Running 2", "a+1", "-a1", "-a2", "b"]);
   });
 
   test("a filter finds ended children too, and shows their parent", () => {
-    expect(ids(family(), { status: "completed" })).toEqual(["a", "-a2"]);
-    expect(ids(family(), { text: "LOGIN" })).toEqual(["a"]);
-    expect(ids(family(), { text: "nowhere" })).toEqual([]);
+    expect(ids(family(), "A2")).toEqual(["Running 1", "a", "-a2"]);
+    expect(ids(family(), "LOGIN")).toEqual(["Running 1", "a"]);
+    expect(ids(family(), "nowhere")).toEqual([]);
   });
 
   test("what goes on below an ended session isn't folded away", () => {
     const rows = family();
     takeSession(rows, sessionRow("a21", { parent_session_id: "a2", ...at(8) }), 1);
-    expect(ids(rows)).toEqual(["a", "-a1", "-a2", "--a21", "b"]);
+    expect(ids(rows)).toEqual(["Running 2", "a", "-a1", "-a2", "--a21", "b"]);
+  });
+
+  test("who needs the person is on top, the oldest question first; then who runs, then who has ended", () => {
+    const rows = family();
+    const waits = (id: string, ms: number) => ({ id, ...at(0), waiting_since: iso(NOW + ms) });
+    takeSession(rows, sessionRow("c", { status: "completed", ...at(9) }), 1);
+    takeSession(rows, sessionRow("d", waits("d", -1)), 1);
+    takeSession(rows, sessionRow("a21", { ...waits("a21", -2), parent_session_id: "a2" }), 1);
+    const list = ["Needs you 2", "a", "-a1", "-a2", "--a21", "d", "Running 1", "b", "Ended 1", "c"];
+    expect(ids(rows)).toEqual(list);
   });
 
   test("sessions that name each other as parents are all shown, once, under the first of them", () => {
@@ -337,7 +354,7 @@ describe("the list of sessions", () => {
       { id: "z", ...at(2), parent_session_id: "z" },
       { id: "orphan", ...at(3), parent_session_id: "gone" },
     );
-    expect(ids(rows)).toEqual(["orphan", "z", "x", "-y"]);
+    expect(ids(rows)).toEqual(["Running 3", "orphan", "z", "x", "-y"]);
     for (const id of ["x", "y"]) expect([...familyOf(rows, id)].toSorted()).toEqual(["x", "y"]);
   });
 
@@ -351,7 +368,7 @@ describe("the list of sessions", () => {
       const parent_session_id = index === 0 ? first : `s${index - 1}`;
       takeSession(rows, sessionRow(`s${index}`, { ...at(index), parent_session_id }), 1);
     }
-    const lines = sessionList(treeOf(rows), { text: "", status: null }, new Set());
+    const lines = sessionList(treeOf(rows), "", new Set(), []);
     expect(lines).toHaveLength(COUNT);
     expect(lines.at(-1)).toMatchObject({ depth: COUNT - 1 });
     expect(familyOf(rows, "s0").size).toBe(COUNT);
@@ -453,16 +470,60 @@ describe("words", () => {
     expect(doingOf(rows, entryOf(rows, "s1"), NOW + 3)).toBeNull();
   });
 
-  test.each<[string, Record<string, unknown>, string]>([
-    ["tool_use", { outcome: "exit", exit_code: 1, error: "2 failed" }, "exit 1: 2 failed"],
-    ["tool_use", { outcome: "denied", args: { command: "rm" } }, "denied: rm"],
-    ["tool_use", { outcome: "ok", args: { command: "ls" } }, "ls"],
-    ["model_response", { outcome: "cancelled", model: "opus" }, "cancelled: opus"],
-    ["agent_complete", { outcome: "cancelled" }, "cancelled"],
-    ["agent_complete", { outcome: "failed", error: "lost" }, "failed: lost"],
-    ["agent_complete", { outcome: "ok" }, "finished"],
-  ])("how it ended is said: %s %j", (type, data, expected) => {
-    expect(summaryOf(event(type, data))).toBe(expected);
+  test.each<[string, Record<string, unknown>, [string, string, string | null]]>([
+    [
+      "tool_use",
+      { tool: "bash", outcome: "exit", exit_code: 1, error: "2 failed", args: { command: "t" } },
+      ["bash", "exit 1: t", "2 failed"],
+    ],
+    ["tool_use", { tool: "x", outcome: "denied", args: "rm" }, ["x", "denied: rm", null]],
+    ["model_response", { outcome: "cancelled", model: "m" }, ["Model", "cancelled: m", null]],
+    ["agent_complete", { success: false, error: "lost" }, ["Agent finished", "failed", "lost"]],
+    ["agent_spawn", { subagent_type: "explore", prompt: "Find" }, ["explore", "Find", null]],
+    ["session_error", { error: "Overloaded" }, ["Session error", "", "Overloaded"]],
+    ["turn_start", { prompt: "Mend it" }, ["Turn started", "Mend it", null]],
+  ])("in words: %s %j", (type, data, expected) => {
+    const { name, text, reason } = wordsOf(event(type, data));
+    expect([name, text, reason]).toEqual(expected);
+  });
+
+  test("events as things: a call, an agent with its call, a question are one; sessions beside each other too", () => {
+    const things = (types: [string, Record<string, unknown>?][], isQuiet = true) => {
+      const { things: told, add } = createThings(isQuiet);
+      for (const [type, data] of types.toReversed()) add(event(type, data));
+      return told.map((thing) => {
+        const { type, fields } = mergedThing(thing);
+        return `${thing.length} ${type} ${fields.title ?? fields.outcome ?? ""}`.trim();
+      });
+    };
+    const call = { tool: "task", call_id: "c" };
+    const spawned = [
+      ["tool_start", call],
+      ["agent_spawn", { call_id: "c", subagent_type: "a" }],
+      ["tool_use", { ...call, outcome: "ok" }],
+      ["agent_complete", { call_id: "c", outcome: "failed" }],
+    ] satisfies [string, Record<string, unknown>][];
+    expect(things(spawned)).toEqual(["4 agent_complete failed"]);
+    const asked = { request_id: "r", call_id: "c" };
+    const mixed = [
+      ["model_request", { call_id: "c" }],
+      ["input_requested", asked],
+      ["input_resolved", asked],
+      ["tool_use", { tool: "x" }],
+      ["tool_use", { tool: "x" }],
+    ] satisfies [string, Record<string, unknown>][];
+    expect(things(mixed)).toEqual([
+      "1 tool_use",
+      "1 tool_use",
+      "2 input_resolved",
+      "1 model_request",
+    ]);
+    const sessions: [string][] = [["session_start"], ["session_update"], ["session_end"]];
+    expect(things([...sessions, ...sessions])).toEqual(["6 session_end 2 ended, 2 started"]);
+    expect(things(sessions, false)).toHaveLength(3);
+    // Its line stays the same one when it ends.
+    const begun = event("tool_start", call);
+    expect(keyOfThing([event("tool_use", call), begun])).toBe(keyOfThing([begun]));
   });
 
   test("an event's bar: its span's, and the agent's where the call has spawned one", () => {
@@ -504,13 +565,29 @@ describe("words", () => {
     expect(name({ title: "Fix it", directory: "/a/b" })).toBe("Fix it");
     expect(name({ title: " ", directory: "/home/dev/shop/" })).toBe("shop");
     expect(name({ title: 7 })).toBe("…9ffenf7L");
+    expect(name({ title: "Run long tests (@general subagent)" })).toBe("Run long tests");
+    expect(name({ title: "(@general subagent)", directory: "/a/b" })).toBe("b");
   });
 
-  test.each<[string, Record<string, unknown>, string | null]>([
+  test.each([
+    ["/home/ada/shop/", "~/shop"],
+    ["/Users/ada", "~"],
+    ["/root/work/app", "~/work/app"],
+    ["/home/ada/clients/acme/shop", "…/acme/shop"],
+    ["C:\\Users\\ada\\work\\shop", "~/work/shop"],
+    ["/srv/builds/2024/app", "…/2024/app"],
+    ["/srv/app", "/srv/app"],
+    ["/", "/"],
+    ["/rooted", "/rooted"],
+    ["src/a.ts", "src/a.ts"],
+  ])("shortPath %s → %s", (path, expected) => {
+    expect(shortPath(path)).toBe(expected);
+  });
+
+  test.each<[string, Record<string, unknown>, string]>([
     ["tool_use", { args: '{"command":"ls -l","cwd":"/"}' }, "ls -l"],
-    ["tool_use", { args: "{}", error: false }, null],
-    ["tool_use", { args: "{}", error: "exit 1" }, "exit 1"],
-    ["tool_start", { args: { pattern: "x" } }, "started: x"],
+    ["tool_use", { args: "{}", error: false }, ""],
+    ["tool_start", { args: { pattern: "x" } }, "x"],
     [
       "tool_use",
       { args: { path: "/a/b" }, files: [{ path: "b", additions: 2, deletions: 1 }, { path: "c" }] },
@@ -518,9 +595,9 @@ describe("words", () => {
     ],
     ["model_response", { model: "opus" }, "opus"],
     ["retry", { message: "overloaded", attempt: 2 }, "overloaded"],
-    ["session_compacted", {}, null],
+    ["session_compacted", {}, ""],
   ])("%s %j in one line: %p", (type, data, expected) => {
-    expect(summaryOf(event(type, data))).toBe(expected);
+    expect(wordsOf(event(type, data)).text).toBe(expected);
   });
 
   test.each<[unknown, string | null]>([
@@ -580,10 +657,72 @@ describe("words", () => {
   });
 });
 
+describe("a session's page", () => {
+  const at = (ms: number, to = ms) => ({ started_at: iso(NOW + ms), ended_at: iso(NOW + to) });
+  const tokens = { input: 10, output: 5, cache_read: 60, cache_write: 30 };
+
+  test("its turns: calls by when they began, an agent once, tokens and cost with those of its agents", () => {
+    const rows = rowsWith(
+      { id: "s1", turn_count: 4, working_since: iso(NOW) },
+      { id: "child", parent_session_id: "s1" },
+    );
+    const told = [
+      event("turn_start", { prompt: "Mend it" }, NOW + 10),
+      event("session_compacted", {}, NOW + 25),
+      event("turn_start", {}, NOW + 30),
+    ];
+    const model = { kind: "model", cost: 0.25, tokens } as const;
+    const spans: Partial<Span>[] = [
+      at(5),
+      { ...at(10, 20), call_id: "task" },
+      { ...at(11, 20), kind: "agent", call_id: "task", outcome: "failed" },
+      { ...at(12), call_id: "c" },
+      { ...at(12), kind: "wait", call_id: "c" },
+      { ...at(13), ...model },
+      { ...at(14), ...model, session_id: "child" },
+      { ...at(31), ended_at: null },
+    ];
+    for (const [index, more] of spans.entries()) takeSpan(rows, spanRow(index + 1, more), 1);
+    const turns = turnsOf(rows, entryOf(rows, "s1"), told, NOW + 50);
+    const shown = turns.map(({ title, start, end, goesOn, errorCount, ...turn }) => [
+      ...[title, start - NOW, end - NOW, goesOn, errorCount, turn.tokens, turn.cost],
+      turn.calls.map(({ row }) => (row.kind === "mark" ? row.name : row.kind)).join(),
+    ]);
+    expect(shown).toEqual([
+      ["Before the first turn", 0, 5, false, 0, null, null, "tool"],
+      ["Mend it", 10, 20, false, 1, 210, 0.5, "agent,tool,session_compacted"],
+      ["Turn 4", 30, 50, true, 0, null, null, "tool"],
+    ]);
+  });
+
+  test("files, models and the context, of its agents too", () => {
+    const rows = rowsWith({ id: "s1" }, { id: "child", parent_session_id: "s1" });
+    const files = (path: string, additions?: number) => ({ files: [{ path, additions }] });
+    const model = { kind: "model", name: "opus", tokens, cost: 0.5 } as const;
+    const limit = { context_limit: 200 };
+    takeSpan(rows, spanRow(1, { attributes: files("/src/app/a.ts", 3) }), 1);
+    takeSpan(rows, spanRow(2, { attributes: files("a.ts", 4), session_id: "child" }), 1);
+    takeSpan(rows, spanRow(3, { attributes: files("b.ts") }), 1);
+    takeSpan(rows, spanRow(4, { ...model, attributes: limit }), 1);
+    takeSpan(rows, spanRow(5, { ...model, tokens: 7, session_id: "child" }), 1);
+    const family = familyOf(rows, "s1");
+    expect(filesOf(rows, family, "/src/app")).toEqual([
+      { path: "a.ts", edits: 2, additions: 7, deletions: null },
+      { path: "b.ts", edits: 1, additions: null, deletions: null },
+    ]);
+    expect(modelsOf(rows, family)).toMatchObject([
+      { name: "opus", answers: 2, input: 10, cache_read: 60, total: 112, cost: 1 },
+    ]);
+    expect(contextOf(rows, "s1")).toEqual({ used: 100, limit: 200 });
+    expect(contextOf(rows, "child")).toBeNull();
+  });
+});
+
 describe("the address", () => {
   test("route → hash → route", () => {
     const route = {
       sessionId: "a/b?c #d",
+      tab: "files",
       filter: { type: "tool_use", tool: "mcp_bash", sessionId: "x&y", text: "50 % = ½" },
       spanId: 7,
     } as const;
@@ -592,9 +731,11 @@ describe("the address", () => {
 
   test("what it doesn't understand is left out", () => {
     const none = { type: null, tool: "", sessionId: null, text: "" };
-    expect(routeOf("")).toEqual({ sessionId: null, filter: none, spanId: null });
-    expect(routeOf("#/session/%E0%A4?type=nonsense&span=x")).toEqual({
+    expect(routeOf("")).toEqual({ sessionId: null, tab: "calls", filter: none, spanId: null });
+    expect(routeOf("#/session/s?type=failed").tab).toBe("events"); // where they are filtered
+    expect(routeOf("#/session/%E0%A4?type=nonsense&span=x&tab=x")).toEqual({
       sessionId: "%E0%A4",
+      tab: "calls",
       filter: none,
       spanId: null,
     });

@@ -15,7 +15,7 @@ describe.skipIf(!hasChromium)("tabs", () => {
 
   // Each of these is the only one with its server: tabs of one address share a stream.
 
-  const names = async (page: Page) => (await page.texts(".feed-name")).toReversed().join();
+  const names = async (page: Page) => (await page.texts(".line-name")).toReversed().join();
   const numbers = (count: number) => Array.from({ length: count }, (_, index) => index).join();
   const isLive = async (page: Page) => (await page.text("#connection-text")) === "Live";
   const openLive = async (...of: Parameters<typeof openPage>) => {

@@ -1,212 +1,254 @@
-/** A session's page: its calls of tools and its agents, drawn from their spans. What is opened is fetched whole. */
+/** A session's turns, newest first, and below each what it did: a waterfall, with the calls of its agents. */
 
-import { sessionHref } from "../address.ts";
+import type { EventType } from "../../server.ts";
+import { hashOf, sessionHref } from "../address.ts";
+import { type ListRow, byId, createList, createMore, part, setText } from "../dom.ts";
 import {
-  type ListRow,
-  byId,
-  choose,
-  createList,
-  createMore,
-  createSorting,
-  part,
-  setAttribute,
-  setText,
-} from "../dom.ts";
-import {
+  NO_FILTER,
   type TelemetryEvent,
-  argsSummary,
   asText,
   errorText,
-  filesSummary,
-  oneLine,
-  outcomeWord,
-  parseRecord,
+  isEventType,
   prettyJson,
-  shownWhole,
-  toolFamily,
+  wordsOf,
 } from "../events.ts";
 import {
-  UNKNOWN,
-  formatCount,
+  formatCompact,
+  formatCost,
   formatDuration,
   formatMoment,
-  formatTimeOrDay,
+  formatNoun,
   joined,
 } from "../format.ts";
-import { type Rows, type SessionEntry, type SpanEntry, isFailedSpan, spansOf } from "../rows.ts";
+import {
+  type Rows,
+  type SessionEntry,
+  type SpanEntry,
+  type SpanRow,
+  isFailedSpan,
+  isMoment,
+  shownEnd,
+} from "../rows.ts";
+import { type Turn, callsOf, turnsOf } from "../turns.ts";
+import { type Line, type OpenLines, createLines } from "./line.ts";
+
+/** Calls of a turn or of an agent that are shown at first, the latest; and added by each "Show more". */
+const PAGE_CALLS = 100;
+/** Characters of an error that a span's row has: a longer one is read from its events. */
+const CUT_ERROR_CHARS = 300;
 
 export interface CallsOptions {
   changed: () => void;
   /** The events of a call, from the server. */
   loadCall: (span: SpanEntry) => Promise<readonly TelemetryEvent[]>;
-  /** More than what is loaded is wanted. */
-  loadOlder: () => void;
+  /** More calls of this session than are loaded are wanted. */
+  loadSpans: (sessionId: string) => void;
 }
 
 interface Item {
-  span: SpanEntry;
-  longest: number;
+  turn: Turn;
+  isOpen: boolean;
+  earlier: number;
+  lines: readonly Line[];
   now: number;
-  isExpanded: boolean;
 }
 
-export function createCalls({ changed, loadCall, loadOlder }: CallsOptions) {
+export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
   const section = byId("calls", HTMLElement);
   const empty = byId("calls-empty", HTMLParagraphElement);
-  const nameHead = byId("calls-name", HTMLButtonElement);
-  const textHead = byId("calls-text", HTMLSpanElement);
-  const kinds = byId("calls-kind", HTMLDivElement);
-  const [toolsButton, agentsButton] = kinds.querySelectorAll("button");
-  const expanded = new Set<number>();
-  const sorting = createSorting(section, ["start", "name", "duration"], changed);
-  let kind: "tool" | "agent" = "tool";
-  let loaded = 0;
-
-  const toggle = (id: number) => {
-    if (!expanded.delete(id)) expanded.add(id);
-    changed();
-  };
-  const showItems = createList<Item>(
-    "call-rows",
-    "call-row",
-    ({ span }) => span.row.id,
-    (root) => createRow(root, toggle, loadCall),
+  const open = { keys: new Set<string | number>(), changed };
+  /** Turns that the person has opened or closed; of the others the latest is open. */
+  const chosen = new Map<number, boolean>();
+  const limits = new Map<number, number>();
+  /** Errors that were longer than a row has room for, by the key of their line. */
+  const errors = new Map<string, string>();
+  let selected: { id: number; isShown: boolean } | null = null;
+  let sessionId = "";
+  const older = createMore("calls-older", () => loadSpans(sessionId));
+  const showTurns = createList<Item>(
+    "turns",
+    "turn",
+    ({ turn }) => turn.id,
+    (root) => createTurn(root, open, chosen, (id) => limits.set(id, limitOf(id) + PAGE_CALLS)),
   );
-  choose(kinds, (button) => {
-    kind = button.dataset.kind === "agents" ? "agent" : "tool";
-    changed();
-  });
-  const more = createMore("calls-more", () => {
-    if (more.limit > loaded) loadOlder();
-    changed();
-  });
+  const limitOf = (id: number) => limits.get(id) ?? PAGE_CALLS;
 
-  return {
-    hide(): void {
-      section.hidden = true;
-      expanded.clear();
-      more.reset();
-    },
-    /** @param hasOlder the server has calls that aren't loaded */
-    show(rows: Rows, { row }: SessionEntry, hasOlder: boolean, now: number): void {
-      section.hidden = false;
-      if (toolsButton) setText(toolsButton, `Tools ${formatCount(row.tool_count)}`);
-      if (agentsButton) setText(agentsButton, `Agents ${formatCount(row.agent_count)}`);
-      setText(nameHead, kind === "tool" ? "Tool" : "Agent");
-      setText(textHead, kind === "tool" ? "Arguments" : "Prompt");
-      const { column, isAscending } = sorting;
-      const sign = isAscending ? 1 : -1;
-      const calls = spansOf(rows, row.id)[kind].toSorted(
-        (a, b) =>
-          sign *
-          ((column === "name"
-            ? a.row.name.localeCompare(b.row.name)
-            : column === "duration"
-              ? (durationOf(a, now) ?? -1) - (durationOf(b, now) ?? -1)
-              : a.start - b.start) || a.row.id - b.row.id),
+  /** Why it failed, whole: what its row lacks is asked for once. */
+  function reasonOf(span: SpanEntry): string | null {
+    const { id, error, ended_at } = span.row;
+    if (error === null || error.length < CUT_ERROR_CHARS) return error;
+    const key = `${id} ${ended_at}`;
+    if (!errors.has(key)) {
+      errors.set(key, error);
+      loadCall(span).then(
+        (events) => {
+          const whole = events.map(({ fields }) => errorText(fields.error));
+          errors.set(key, whole.findLast((told) => told !== null) ?? error);
+          changed();
+        },
+        () => errors.delete(key), // asked for again
       );
-      loaded = calls.length;
-      const longest = calls.reduce((most, span) => Math.max(most, durationOf(span, now) ?? 0), 1);
-      showItems(
-        calls
-          .slice(0, more.limit)
-          .map((span) => ({ span, longest, now, isExpanded: expanded.has(span.row.id) })),
-      );
-      more.show(loaded > more.limit || hasOlder);
-      empty.hidden = loaded > 0;
-    },
-  };
-}
+    }
+    return errors.get(key) ?? error;
+  }
 
-/** Of what runs, so far. */
-function durationOf({ row, start, end }: SpanEntry, now: number): number | null {
-  return end === null ? Math.max(0, now - start) : row.duration_ms;
-}
-
-function createRow(
-  root: HTMLElement,
-  toggle: (id: number) => void,
-  loadCall: CallsOptions["loadCall"],
-): ListRow<Item> {
-  const time = part(root, "time", HTMLTimeElement);
-  const key = part(root, ".key", HTMLElement);
-  const title = part(root, ".call-name", HTMLElement);
-  const open = part(root, ".call-open", HTMLButtonElement);
-  const bar = part(root, ".bar", HTMLElement);
-  const number = part(root, ".number", HTMLElement);
-  let shownId = 0;
-  let detail: HTMLElement | null = null;
-  /** Which state of which call the detail shows. */
-  let detailOf = "";
-  open.addEventListener("click", () => toggle(shownId));
-
-  function showDetail(span: SpanEntry, isExpanded: boolean): void {
-    const wanted = isExpanded ? `${span.row.id} ${span.row.ended_at}` : "";
-    if (detailOf === wanted) return;
-    detailOf = wanted;
-    detail?.remove();
-    detail = null;
-    if (!isExpanded) return;
-    const shown = document.createElement("div");
-    shown.className = "call-detail";
-    detail = shown;
-    open.after(shown);
-    writeDetail(shown, span, []);
-    loadCall(span).then(
-      (events) => writeDetail(shown, span, events),
-      () => undefined, // what the row says of it is shown; opened again, it is asked for again
-    );
+  function lineOf(rows: Rows, turn: Turn, span: SpanEntry, now: number): Line {
+    const { row, start, end } = span;
+    const end_ms = shownEnd(span, now);
+    const length = Math.max(1, turn.end - turn.start);
+    const waited = row.waited_ms ? `waited ${formatDuration(row.waited_ms)}` : null;
+    const time = isMoment(span)
+      ? null
+      : formatDuration(end === null ? now - start : row.duration_ms);
+    const child = row.kind === "agent" ? row.child_session_id : null;
+    const isOpen = open.keys.has(row.id);
+    if (child !== null && isOpen) loadSpans(child);
+    const below = child !== null && isOpen ? callsOf(rows, child).slice(-PAGE_CALLS) : [];
+    const lines: Line[] = below.map((call) => lineOf(rows, turn, call, now));
+    return {
+      ...wordsOf(eventOf(row)),
+      reason: reasonOf(span),
+      key: row.id,
+      at: start,
+      length: joined([waited, time === null ? null : `${end === null ? "runs " : ""}${time}`]),
+      isFailed: isFailedSpan(span),
+      isSelected: row.id === selected?.id,
+      href: hashOf({ sessionId, filter: NO_FILTER, spanId: row.id }),
+      bar: {
+        from: Math.min(1, Math.max(0, start - turn.start) / length),
+        share: (end_ms - start) / length,
+      },
+      detail: async () => detailOf(span, await loadCall(span)),
+      version: String(row.ended_at),
+      ...(child === null ? {} : { nested: { href: sessionHref(child), lines } }),
+    };
   }
 
   return {
-    root,
-    update({ span, longest, now, isExpanded }) {
-      const { id, kind, name, error, text, ended_at, outcome, attributes } = span.row;
-      const failed = isFailedSpan(span);
-      const duration = durationOf(span, now);
-      shownId = id;
-      setText(time, formatTimeOrDay(span.start, now));
-      setAttribute(time, "title", formatMoment(span.start, now));
-      const color = kind === "agent" ? "agent" : toolFamily(name);
-      key.className = `key key-${color} key-${outcome ?? "ok"}`;
-      setText(title, name);
-      setAttribute(root, "data-failed", String(failed));
-      const done = kind === "agent" ? text : filesSummary(attributes?.files);
-      const summary = error ?? done ?? argsSummary(text);
-      const told = joined([outcomeWord(outcome, attributes?.exit_code), summary], ": ");
-      setText(open, oneLine(told || UNKNOWN));
-      setAttribute(open, "aria-expanded", String(isExpanded));
-      setText(number, `${ended_at === null ? "runs " : ""}${formatDuration(duration)}`);
-      bar.style.setProperty("--share", String((duration ?? 0) / longest));
-      showDetail(span, isExpanded);
+    reset(): void {
+      for (const kept of [open.keys, chosen, limits, errors]) kept.clear();
+      selected = null;
+    },
+    /** Opens the turn of a call, once it is here, and brings it into sight. */
+    select(id: number): void {
+      selected = { id, isShown: false };
+    },
+    /** @param hasOlder the server has calls that aren't loaded */
+    show(
+      rows: Rows,
+      session: SessionEntry,
+      told: readonly TelemetryEvent[],
+      hasOlder: boolean,
+      now: number,
+    ): void {
+      sessionId = session.row.id;
+      const turns = turnsOf(rows, session, told, now);
+      const latest = turns.at(-1)?.id;
+      const isNew = selected !== null && !selected.isShown;
+      for (const { id, calls } of isNew ? turns : []) {
+        if (selected === null) break;
+        // Or the agent that it is a call of.
+        const sought = rows.spans.get(selected.id)?.row.session_id;
+        const at = calls.findIndex(
+          ({ row }) => row.id === selected?.id || row.child_session_id === sought,
+        );
+        if (at < 0) continue;
+        open.keys.add(calls[at]?.row.id ?? 0);
+        chosen.set(id, true);
+        limits.set(id, Math.max(limitOf(id), calls.length - at));
+        selected.isShown = true;
+      }
+      showTurns(
+        turns.toReversed().map((turn) => {
+          const isOpen = chosen.get(turn.id) ?? turn.id === latest;
+          const calls = isOpen ? turn.calls.slice(-limitOf(turn.id)) : [];
+          const lines = calls.map((call) => lineOf(rows, turn, call, now));
+          return { turn, isOpen, earlier: turn.calls.length - calls.length, lines, now };
+        }),
+      );
+      older.show(hasOlder);
+      empty.hidden = turns.length > 0;
+      if (isNew && selected?.isShown)
+        section.querySelector("[data-selected=true]")?.scrollIntoView({ block: "nearest" });
     },
   };
 }
 
-/** @param events its events, whole; none where they aren't there yet */
-function writeDetail(
-  detail: HTMLElement,
-  { row }: SpanEntry,
-  events: readonly TelemetryEvent[],
-): void {
-  const input = row.kind === "agent" ? "prompt" : "args";
-  const given = events.map(({ fields }) => fields[input]).find((value) => asText(value) !== null);
-  const text = asText(given) ?? row.text;
-  const error =
-    events.map(({ fields }) => errorText(fields.error)).find((told) => told !== null) ?? row.error;
-  const args = text === null || row.kind === "agent" ? null : parseRecord(text);
-  detail.replaceChildren();
-  if (error !== null) addText(detail, `Error: ${error}`);
-  if (text !== null) addText(detail, args === null ? text : prettyJson(args));
-  if (row.child_session_id === null) return;
-  const link = document.createElement("a");
-  link.href = sessionHref(row.child_session_id);
-  link.textContent = "Open its session";
-  detail.append(link);
+function createTurn(
+  root: HTMLElement,
+  open: OpenLines,
+  chosen: Map<number, boolean>,
+  showMore: (id: number) => void,
+): ListRow<Item> {
+  const details = part(root, "details", HTMLDetailsElement);
+  const title = part(root, ".turn-title", HTMLElement);
+  const figures = [...root.querySelectorAll(".turn-figures span")];
+  const more = part(root, "button", HTMLButtonElement);
+  const showLines = createLines(part(root, "ol", HTMLOListElement), open);
+  let shownId = 0;
+  let wasOpen = false;
+  details.addEventListener("toggle", () => {
+    if (details.open === wasOpen) return;
+    wasOpen = details.open;
+    chosen.set(shownId, wasOpen);
+    open.changed();
+  });
+  more.addEventListener("click", () => {
+    showMore(shownId);
+    open.changed();
+  });
+
+  return {
+    root,
+    update({ turn, isOpen, earlier, lines, now }) {
+      shownId = turn.id;
+      if (isOpen !== wasOpen) details.open = wasOpen = isOpen;
+      setText(title, turn.title);
+      const agents = turn.calls.filter(({ row }) => row.kind === "agent").length;
+      const calls = turn.calls.filter(({ row }) => row.kind === "tool").length;
+      const told = [
+        turn.errorCount === 0 ? "" : formatNoun(turn.errorCount, "error"),
+        joined([
+          agents === 0 ? null : formatNoun(agents, "agent"),
+          calls === 0 ? null : formatNoun(calls, "call"),
+        ]),
+        turn.tokens === null ? "" : `${formatCompact(turn.tokens)} tok`,
+        turn.cost === null ? "" : formatCost(turn.cost),
+        // Of one that is too long ago its calls aren't here.
+        turn.end === turn.start
+          ? ""
+          : `${turn.goesOn ? "runs " : ""}${formatDuration(turn.end - turn.start)}`,
+        formatMoment(turn.start, now),
+      ];
+      for (const [index, figure] of figures.entries()) setText(figure, told[index] ?? "");
+      setText(more, `Show ${earlier} earlier`);
+      more.hidden = earlier === 0 || !isOpen;
+      showLines(lines, now);
+    },
+  };
 }
 
-function addText(detail: HTMLElement, text: string): void {
-  const pre = document.createElement("pre");
-  setText(pre, shownWhole(text));
-  detail.append(pre);
+const EVENT_OF: Record<SpanRow["kind"], EventType> = {
+  tool: "tool_use",
+  agent: "agent_complete",
+  model: "model_response",
+  wait: "input_requested",
+  mark: "session_error",
+};
+
+/** A span in the shape of the event that ends it. */
+function eventOf({ kind, name, text, error, outcome, attributes }: SpanRow) {
+  const type = kind === "mark" && isEventType(name) ? name : EVENT_OF[kind];
+  const named = { tool: name, subagent_type: name, model: name };
+  const said = { args: text, description: text, detail: text };
+  return { type, fields: { ...attributes, ...named, ...said, error, outcome } };
+}
+
+/** Of a call its whole arguments and what came of it, of an agent what it was asked. */
+function detailOf({ row }: SpanEntry, events: readonly TelemetryEvent[]): string {
+  const { id, type, session_id, timestamp, call_id, prompt, ...fields } = Object.assign(
+    {},
+    ...events.map((event) => event.fields),
+  );
+  return row.kind === "agent" ? (asText(prompt) ?? row.text ?? "") : prettyJson(fields);
 }

@@ -1,33 +1,22 @@
-/** The live feed: events as they come, newest first, filtered, held and opened. */
+/** The live feed: what happened, a line for each thing, newest first, filtered, held and opened. */
 
 import { hashOf, sessionHref } from "../address.ts";
+import { byId, createMore, setAttribute, setText, shown } from "../dom.ts";
 import {
-  type ListRow,
-  byId,
-  createList,
-  createMore,
-  part,
-  setAttribute,
-  setText,
-  shown,
-} from "../dom.ts";
-import {
-  CALL_KINDS,
   EVENT_LABELS,
   EVENT_TYPES,
   type FeedFilter,
-  type TelemetryEvent,
-  asText,
-  durationOf,
+  NO_FILTER,
+  type Thing,
   isEventType,
-  oneLine,
+  keyOfThing,
+  mergedThing,
   prettyJson,
-  shownWhole,
-  summaryOf,
-  toolFamily,
+  wordsOf,
 } from "../events.ts";
-import { UNKNOWN, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
+import { formatCount, formatDuration } from "../format.ts";
 import { type Rows, type SessionEntry, barOf, hasFailed, labelOf, shortId } from "../rows.ts";
+import { type Line, createLines } from "./line.ts";
 
 /** Scrolled further than this, the feed stays where it is. */
 const HELD_PX = 8;
@@ -38,18 +27,6 @@ export interface FeedOptions {
   filterChanged: (filter: FeedFilter) => void;
   loadOlder: () => void;
   changed: () => void;
-}
-
-interface Item {
-  event: TelemetryEvent;
-  failed: boolean;
-  label: string;
-  /** Where its bar is. */
-  href: string;
-  /** Its reason is told whole. */
-  isWhole: boolean;
-  isExpanded: boolean;
-  now: number;
 }
 
 export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
@@ -63,23 +40,16 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
   const empty = byId("feed-empty", HTMLParagraphElement);
   const older = createMore("feed-older", loadOlder);
   const toolNames = byId("tool-names", HTMLDataListElement);
-  const expanded = new Set<number>();
   let isPaused = false;
   let offered = "";
-  let shownFilter: FeedFilter = { type: null, tool: "", sessionId: null, text: "" };
+  let shownFilter = NO_FILTER;
+  /** On a session's page: of that one alone. */
+  let isOfOne = false;
   /** As of the last scroll event: reading it from the element would ask for a layout. */
   let scrollTop = 0;
 
-  const toggle = (id: number) => {
-    if (!expanded.delete(id)) expanded.add(id);
-    changed();
-  };
-  const showItems = createList<Item>(
-    "feed-list",
-    "feed-row",
-    ({ event }) => event.id,
-    (root) => createRow(root, toggle),
-  );
+  const open = { keys: new Set<string | number>(), changed };
+  const showLines = createLines(byId("feed-list", HTMLOListElement), open);
   for (const eventType of EVENT_TYPES) type.append(new Option(EVENT_LABELS[eventType], eventType));
   for (const control of [type, tool, session, text])
     control.addEventListener("input", () =>
@@ -123,6 +93,7 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
       type.value = filter.type ?? "";
       if (tool.value.trim() !== filter.tool) tool.value = filter.tool;
       if (text.value.trim() !== filter.text) text.value = filter.text;
+      isOfOne = isSessionPage;
       session.hidden = isSessionPage;
       session.replaceChildren(
         ...[...session.options].slice(0, 1),
@@ -142,97 +113,54 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
       toolNames.replaceChildren(...next.map((name) => new Option(name, name)));
     },
     /**
-     * @param events newest first
      * @param waiting how many newer ones there are, and whether there may be more
+     * @param hasOlder the server has more
      */
     show(
       rows: Rows,
-      events: readonly TelemetryEvent[],
+      things: readonly Thing[],
       waiting: { count: number; isMore: boolean },
       hasOlder: boolean,
       now: number,
     ): void {
-      showItems(
-        events.map((event) => {
-          const owner = rows.sessions.get(event.session_id);
-          const label = owner === undefined ? shortId(event.session_id) : labelOf(owner);
-          const failed = hasFailed(rows, event);
-          const spanId = barOf(rows, event)?.row.id ?? null;
-          const href = hashOf({ sessionId: event.session_id, filter: shownFilter, spanId });
-          const isWhole = shownFilter.type === "failed";
-          return { event, failed, label, href, isWhole, isExpanded: expanded.has(event.id), now };
-        }),
+      showLines(
+        things.map((thing) => lineOf(rows, thing, shownFilter, isOfOne, now)),
+        now,
       );
       setAttribute(pause, "aria-pressed", String(isPaused));
       setText(pause, isPaused ? "Resume" : "Pause");
       const count = `${formatCount(waiting.count)}${waiting.isMore ? "+" : ""}`;
       setText(note, waiting.count > 0 ? `${count} new` : isPaused ? "Paused" : "");
-      empty.hidden = events.length > 0;
+      empty.hidden = things.length > 0 || hasOlder;
       older.show(hasOlder);
     },
   };
 }
 
-function createRow(root: HTMLElement, toggle: (id: number) => void): ListRow<Item> {
-  const bar = part(root, ".feed-bar", HTMLAnchorElement);
-  const time = part(root, "time", HTMLTimeElement);
-  const what = part(root, ".feed-what", HTMLButtonElement);
-  const key = part(root, ".key", HTMLElement);
-  const name = part(root, ".feed-name", HTMLElement);
-  const summary = part(root, ".feed-summary", HTMLElement);
-  const length = part(root, ".feed-duration", HTMLElement);
-  const session = part(root, ".feed-session", HTMLAnchorElement);
-  let detail: HTMLPreElement | null = null;
-  /** An event never changes, so most rows are never written twice. */
-  let written: TelemetryEvent | null = null;
-  what.addEventListener("click", () => written && toggle(written.id));
-
-  function showEvent(event: TelemetryEvent, now: number): void {
-    written = event;
-    time.dateTime = new Date(event.at).toISOString();
-    setText(time, formatTimeOrDay(event.at, now));
-    setAttribute(time, "title", formatMoment(event.at, now));
-    setText(name, nameOf(event));
-    const duration = durationOf(event);
-    setText(length, duration === null ? "" : formatDuration(duration));
-    setAttribute(session, "href", sessionHref(event.session_id));
-  }
-
+function lineOf(rows: Rows, thing: Thing, filter: FeedFilter, isOfOne: boolean, now: number): Line {
+  const [{ id, session_id, at }] = thing;
+  const owner = rows.sessions.get(session_id);
+  const merged = mergedThing(thing);
+  const span = thing.map((event) => barOf(rows, event)).find((found) => found !== undefined);
+  const { duration_ms } = merged.fields;
+  const text = span?.row.text; // of a call that began before what is here
+  const sofar = span?.end === null ? now - span.start : null;
+  const length = sofar ?? (typeof duration_ms === "number" ? duration_ms : null);
+  const label = owner === undefined ? shortId(session_id) : labelOf(owner);
   return {
-    root,
-    update({ event, failed, label, href, isWhole, isExpanded, now }) {
-      const isOther = written?.id !== event.id;
-      if (isOther) showEvent(event, now);
-      if (isOther || root.dataset.whole !== String(isWhole)) {
-        const said = summaryOf(event) ?? "";
-        setText(summary, isWhole ? shownWhole(said) : oneLine(said));
-        root.dataset.whole = String(isWhole);
-      }
-      setAttribute(bar, "href", href);
-      setText(session, label);
-      setAttribute(root, "data-failed", String(failed));
-      setAttribute(key, "class", `key key-${failed ? "failed" : keyOf(event)}`);
-      setAttribute(what, "aria-expanded", String(isExpanded));
-      if (detail !== null && (isOther || !isExpanded)) {
-        detail.remove();
-        detail = null;
-      }
-      if (!isExpanded || detail !== null) return;
-      detail = document.createElement("pre");
-      detail.tabIndex = 0;
-      setText(detail, prettyJson(event.fields));
-      root.append(detail);
-    },
+    ...wordsOf({ ...merged, fields: { args: text, description: text, ...merged.fields } }),
+    key: keyOfThing(thing),
+    at,
+    length: length === null ? "" : `${sofar === null ? "" : "runs "}${formatDuration(length)}`,
+    isFailed: thing.some((event) => hasFailed(rows, event)),
+    href: hashOf({
+      sessionId: session_id,
+      filter: isOfOne ? filter : NO_FILTER,
+      spanId: span?.row.id ?? null,
+      tab: isOfOne ? "events" : "calls",
+    }),
+    ...(isOfOne ? {} : { session: { label, href: sessionHref(session_id) } }),
+    detail: async () => thing.map(({ fields }) => prettyJson(fields)).join("\n"),
+    version: `${id} ${thing.length}`,
   };
-}
-
-function keyOf({ type, fields }: TelemetryEvent): string {
-  const kind = CALL_KINDS[type] ?? (type === "input_requested" ? "wait" : "note");
-  return kind === "tool" ? toolFamily(asText(fields.tool) ?? "") : kind;
-}
-
-function nameOf({ type, fields }: TelemetryEvent): string {
-  const kind = CALL_KINDS[type];
-  if (kind === "tool") return asText(fields.tool) ?? UNKNOWN;
-  return kind === "agent" ? (asText(fields.subagent_type) ?? "agent") : EVENT_LABELS[type];
 }

@@ -1,54 +1,36 @@
-/** The line at the top: how the page stands to the server, and the figures of now. */
+/** The line at the top: who needs the person, the figures of now, and how the page stands to the server. */
 
 import type { Overview } from "../../server.ts";
 import { sessionHref } from "../address.ts";
-import { byId, createPicture, drawBars, part, setAttribute, setText } from "../dom.ts";
-import { MINUTE_MS, formatAge, formatCount } from "../format.ts";
-import { type Rows, labelOf, questionOf } from "../rows.ts";
+import type { Need } from "../attention.ts";
+import { byId, part, setAttribute, setText } from "../dom.ts";
+import { MINUTE_MS, formatAge, formatCost, formatCount } from "../format.ts";
+import { labelOf } from "../rows.ts";
 
-const PULSE_MINUTES = 60;
+const TITLE = "PAI Observability";
 
 /** How the page stands to the server. */
 export type Connection =
   | { state: "connecting" | "live" | "paused" }
   | { state: "waiting"; seconds: number; reason: string | null };
 
-type Pulse = { count: number; errors: number }[];
-
 export function createHeader({ togglePause }: { togglePause: () => void }) {
   const connection = byId("connection", HTMLButtonElement);
   const connectionText = byId("connection-text", HTMLSpanElement);
-  const sessions = byId("stat-sessions", HTMLElement);
+  const needing = byId("stat-needs", HTMLDivElement);
+  const needCount = byId("stat-needs-count", HTMLSpanElement);
+  const needLink = byId("stat-needs-link", HTMLAnchorElement);
+  const needName = byId("stat-needs-name", HTMLSpanElement);
+  const needText = byId("stat-needs-text", HTMLSpanElement);
   const agents = byId("stat-agents", HTMLElement);
-  const waiting = byId("stat-waiting", HTMLDivElement);
-  const waitingCount = byId("stat-waiting-count", HTMLSpanElement);
-  const waitingLink = byId("stat-waiting-link", HTMLAnchorElement);
+  const cost = byId("stat-cost", HTMLElement);
   const rate = byId("stat-rate", HTMLSpanElement);
   const errors = byId("stat-errors", HTMLDivElement);
   const errorsLink = byId("stat-errors-link", HTMLAnchorElement);
   const oldPlugin = byId("old-plugin", HTMLParagraphElement);
-  let pulse: Pulse = [];
-  const picture = createPicture("pulse", (to, width, height) => {
-    to.context.clearRect(0, 0, width, height);
-    drawBars(to, pulse, { width, height: height - 4, base: height - 4, redPx: 3 });
-  });
+  const icon = part(document, "link[rel=icon]", HTMLLinkElement);
+  const plainIcon = icon.href;
   connection.addEventListener("click", togglePause);
-
-  /** The one that waits longest. */
-  function showWaiting(rows: Rows, now: number): void {
-    let first = null;
-    let since = Infinity;
-    for (const session of rows.sessions.values()) {
-      const at = Date.parse(session.row.waiting_since ?? "");
-      if (at < since) [first, since] = [session, at];
-    }
-    waitingLink.hidden = first === null;
-    if (first === null) return;
-    setAttribute(waitingLink, "href", sessionHref(first.row.id));
-    setAttribute(waitingLink, "title", questionOf(rows, first) ?? labelOf(first));
-    setText(part(waitingLink, "span", HTMLElement), labelOf(first));
-    setText(part(waitingLink, "span + span", HTMLElement), `, ${formatAge(now - since)}`);
-  }
 
   return {
     showConnection(at: Connection): void {
@@ -65,41 +47,42 @@ export function createHeader({ togglePause }: { togglePause: () => void }) {
       setText(connectionText, text);
       setAttribute(connection, "title", title);
     },
-    show(overview: Overview, rows: Rows, now: number): void {
-      setText(sessions, formatCount(overview.active_sessions));
+    /** Also in the tab, where a page is that isn't shown. */
+    showNeeds(needs: readonly Need[], now: number): void {
+      const count = new Set(needs.map(({ root }) => root)).size;
+      const [first] = needs;
+      setText(needCount, formatCount(count));
+      setAttribute(needing, "data-cause", first?.cause ?? "");
+      const href = first === undefined ? "#/" : sessionHref(first.session.row.id);
+      setAttribute(needLink, "href", href);
+      setAttribute(needLink, "title", first?.text ?? "");
+      const age = first === undefined ? "" : `, ${formatAge(now - first.since)}`;
+      setText(needName, first === undefined ? "" : labelOf(first.session) + age);
+      setText(needText, first?.text ?? "");
+      document.title = count === 0 ? TITLE : `(${count}) ${TITLE}`;
+      const dot = encodeURIComponent("<circle cx='11' cy='11' r='5' fill='#e0a030'/></svg>");
+      const dotted = plainIcon.replace("%3C/svg%3E", dot);
+      setAttribute(icon, "href", count === 0 ? plainIcon : dotted);
+    },
+    /** @param spent US dollars today; null: not known */
+    show(overview: Overview, spent: number | null, now: number): void {
       setText(agents, formatCount(overview.running_agents));
-      setText(waitingCount, formatCount(overview.waiting));
-      setAttribute(waiting, "data-waiting", String(overview.waiting));
-      showWaiting(rows, now);
+      setText(part(cost, "dd", HTMLElement), formatCost(spent));
+      cost.hidden = spent === null;
       setText(errorsLink, formatCount(overview.errors_last_hour));
       setAttribute(errors, "data-errors", String(Math.min(overview.errors_last_hour, 1)));
       oldPlugin.hidden = overview.old_plugin === null;
       setText(oldPlugin, `OpenCode’s plugin ${overview.old_plugin} is older than this server`);
-      pulse = pulseOf(overview, now);
-      picture.redraw();
-      setText(rate, formatCount(perMinute(pulse, now)));
-      const peak = Math.max(...pulse.map(({ count }) => count));
-      const words = `Events per minute, last hour: at most ${formatCount(peak)}`;
-      setAttribute(picture.canvas, "aria-label", words);
-      const title = "PAI Observability";
-      document.title = overview.waiting > 0 ? `(${overview.waiting} waiting) ${title}` : title;
+      setText(rate, formatCount(perMinute(overview, now)));
     },
   };
 }
 
-/** The last sixty minutes, oldest first; the last one is not over yet. */
-function pulseOf({ activity }: Overview, now: number): Pulse {
-  const minutes = new Map(activity.map((minute) => [Date.parse(minute.timestamp), minute]));
-  const thisMinute = now - (now % MINUTE_MS);
-  return Array.from({ length: PULSE_MINUTES }, (_, index) => {
-    const minute = minutes.get(thisMinute - (PULSE_MINUTES - 1 - index) * MINUTE_MS);
-    return { count: minute?.count ?? 0, errors: minute?.error_count ?? 0 };
-  });
-}
-
 /** The last sixty seconds: all of this minute, and the part of the one before that is still in them. */
-function perMinute(pulse: Pulse, now: number): number {
-  const [previous, current] = pulse.slice(-2);
-  const elapsed = (now % MINUTE_MS) / MINUTE_MS;
-  return Math.round((current?.count ?? 0) + (previous?.count ?? 0) * (1 - elapsed));
+function perMinute({ activity }: Overview, now: number): number {
+  const elapsed = now % MINUTE_MS;
+  const countAt = (at: number) =>
+    activity.findLast(({ timestamp }) => Date.parse(timestamp) === at)?.count ?? 0;
+  const current = countAt(now - elapsed);
+  return Math.round(current + countAt(now - elapsed - MINUTE_MS) * (1 - elapsed / MINUTE_MS));
 }

@@ -1,34 +1,41 @@
-/** The head of a session's page: its name and its facts. */
+/** The head of a session's page: what it is, how it stands, what it took. */
 
 import { errorsHref, sessionHref } from "../address.ts";
 import { byId, confirmCopy, createList, part, setAttribute, setText } from "../dom.ts";
-import { asText, isRecord, todosSummary } from "../events.ts";
+import { type TelemetryEvent, asText, errorText, isRecord, shownWhole } from "../events.ts";
 import {
   UNKNOWN,
   formatAge,
   formatCompact,
   formatCost,
-  formatCount,
   formatDuration,
   formatMoment,
   formatNoun,
   joined,
 } from "../format.ts";
 import { type Rows, type SessionEntry, doingOf, labelOf, shortId, statusOf } from "../rows.ts";
+import { contextOf } from "../turns.ts";
 import { STATUS_WORDS } from "./sessions.ts";
 
 /** Null: not known. */
 interface Fact {
   term: string;
   value: string | null;
+  title?: string | null;
   href?: string | undefined;
+  /** Of a bar under it, from 0 to 1. */
+  share?: number;
 }
 
 export function createSessionHead({ copy }: { copy: (id: string) => Promise<string> }) {
   const section = byId("session-head", HTMLElement);
   const dot = byId("session-dot", HTMLSpanElement);
   const name = byId("session-name", HTMLHeadingElement);
+  const agent = byId("session-agent", HTMLSpanElement);
+  const status = byId("session-status", HTMLParagraphElement);
+  const error = byId("session-error", HTMLPreElement);
   const copyButton = byId("session-copy", HTMLButtonElement);
+  const trace = byId("session-trace", HTMLAnchorElement);
   let openId = "";
   copyButton.addEventListener("click", () => void confirmCopy(copyButton, copy(openId)));
 
@@ -38,17 +45,17 @@ export function createSessionHead({ copy }: { copy: (id: string) => Promise<stri
     ({ term }) => term,
     (root) => {
       const term = part(root, "dt", HTMLElement);
-      const text = part(root, "span", HTMLElement);
       const link = part(root, "a", HTMLAnchorElement);
       return {
         root,
-        update(fact) {
-          const value = fact.value ?? UNKNOWN;
-          setText(term, fact.term);
-          setText(text, fact.href === undefined ? value : "");
-          setText(link, fact.href === undefined ? "" : value);
-          setAttribute(link, "href", fact.href ?? "");
-          link.hidden = fact.href === undefined;
+        update({ term: named, value, title, href, share }) {
+          setText(term, named);
+          setText(link, value ?? UNKNOWN);
+          setAttribute(link, "title", title ?? "");
+          if (href === undefined) link.removeAttribute("href");
+          else setAttribute(link, "href", href);
+          setAttribute(root, "data-bar", String(share !== undefined));
+          root.style.setProperty("--share", String(share ?? 0));
         },
       };
     },
@@ -58,49 +65,66 @@ export function createSessionHead({ copy }: { copy: (id: string) => Promise<stri
     hide(): void {
       section.hidden = true;
     },
-    show(rows: Rows, session: SessionEntry, now: number): void {
-      openId = session.row.id;
+    /** @param told its latest session_error is among them */
+    show(rows: Rows, session: SessionEntry, told: readonly TelemetryEvent[], now: number): void {
+      const { id, info } = session.row;
+      openId = id;
       section.hidden = false;
-      copyButton.hidden = false;
+      copyButton.hidden = trace.hidden = false;
+      setAttribute(trace, "href", `/api/sessions/${encodeURIComponent(id)}/trace.json`);
       setText(name, labelOf(session));
+      setAttribute(name, "title", id);
+      setText(agent, asText(info.agent) ?? "");
       setAttribute(dot, "data-status", statusOf(session));
+      setAttribute(section, "data-status", statusOf(session));
+      setText(status, statusSentence(rows, session, now));
+      const failed = told.findLast(({ type }) => type !== "session_compacted");
+      const reason = failed?.type === "session_error" ? errorText(failed.fields.error) : null;
+      setText(error, shownWhole(reason ?? ""));
+      error.hidden = reason === null;
       showFacts(factsOf(rows, session, now));
     },
     /** The server doesn't have it. */
     showMissing(id: string): void {
       section.hidden = false;
-      copyButton.hidden = true;
+      copyButton.hidden = trace.hidden = error.hidden = true;
       setText(name, `No session ${shortId(id)}`);
+      setText(agent, "");
       setAttribute(dot, "data-status", "stale");
-      showFacts([{ term: "What now", value: "It may have been deleted after the retention time" }]);
+      setText(status, "It may have been deleted after the retention time.");
+      showFacts([]);
     },
   };
 }
 
 function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const { row, startedAt } = session;
-  const { agent, model, directory } = row.info;
+  const { model, directory } = row.info;
   const parent = rows.sessions.get(row.parent_session_id ?? "");
+  const context = contextOf(rows, row.id);
+  const path = asText(directory);
+  const withOwn = (format: (value: number | null) => string, { own, total }: typeof row.cost) =>
+    joined([format(total), own === total || own === null ? null : `own ${format(own)}`]);
   const facts: Fact[] = [
-    { term: "Status", value: statusSentence(rows, session, now) },
-    { term: "Started", value: formatMoment(startedAt, now) },
-    { term: "Worked", value: workedOf(session, now) },
-    { term: "Tools", value: formatCount(row.tool_count) },
-    { term: "Agents", value: formatCount(row.agent_count) },
     {
-      term: "Errors",
-      value: formatCount(row.error_count),
-      href: row.error_count === 0 ? undefined : errorsHref(row.id),
+      term: "Worked",
+      value: workedOf(session, now),
+      title: `Since ${formatMoment(startedAt, now)}`,
     },
-    { term: "Tokens", value: formatCompact(row.tokens.total) },
-    { term: "Cost", value: formatCost(row.cost.total) },
-    { term: "Agent", value: asText(agent) },
-    { term: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
-    { term: "Directory", value: asText(directory) },
-    { term: "Id", value: row.id },
+    { term: "Cost", value: withOwn(formatCost, row.cost) },
+    { term: "Tokens", value: withOwn(formatCompact, row.tokens) },
   ];
-  const more = { Todos: todosSummary(row.info.todos), Changes: changesOf(row.info) };
-  for (const [term, value] of Object.entries(more)) if (value !== null) facts.push({ term, value });
+  if (context !== null) {
+    const share = Math.min(1, context.used / context.limit);
+    const value = `${Math.round(share * 100)} % of ${formatCompact(context.limit)}`;
+    facts.push({ term: "Context", value, title: `${formatCompact(context.used)} tokens`, share });
+  }
+  if (row.error_count > 0)
+    facts.push({ term: "Errors", value: String(row.error_count), href: errorsHref(row.id) });
+  facts.push(
+    { term: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
+    { term: "Directory", value: path?.split(/[\\/]/).slice(-2).join("/") ?? null, title: path },
+  );
   if (parent !== undefined)
     facts.push({ term: "Part of", value: labelOf(parent), href: sessionHref(parent.row.id) });
   return facts;
@@ -119,19 +143,15 @@ function workedOf({ row, lastEventAt }: SessionEntry, now: number): string {
   return joined([formatDuration(worked_ms + latest_ms), turns], " in ");
 }
 
-/** "2 files, +5 −1"; null: it has changed none. */
-function changesOf({ changes }: Record<string, unknown>): string | null {
-  if (!isRecord(changes) || typeof changes.files !== "number") return null;
-  return `${formatNoun(changes.files, "file")}, +${asText(changes.additions)} −${asText(changes.deletions)}`;
-}
-
 function statusSentence(rows: Rows, session: SessionEntry, now: number): string {
-  const { waiting_since, status, is_lost } = session.row;
+  const { waiting_since, working_since, status, is_lost } = session.row;
   const doing = doingOf(rows, session, now);
   const does = doing === null ? null : joined([doing.text, doing.time], ", ");
-  if (waiting_since !== null)
-    return `Waits for you, ${formatAge(now - Date.parse(waiting_since))}. ${does ?? ""}`;
-  return status === "stale" && !is_lost
-    ? `Stale, silent for ${formatAge(now - session.lastEventAt)}`
-    : joined([STATUS_WORDS[status], does ?? reasonOf(session)]);
+  const age = formatAge(
+    now - Date.parse(waiting_since ?? working_since ?? session.row.last_event_at),
+  );
+  if (waiting_since !== null) return `Waits for you, ${age}. ${does ?? ""}`;
+  if (status === "stale") return is_lost ? (does ?? "Lost contact") : `Stale, silent for ${age}`;
+  const since = working_since !== null ? `for ${age}` : age === "now" ? "just now" : `${age} ago`;
+  return joined([`${STATUS_WORDS[status]} ${since}`, does ?? reasonOf(session)]);
 }

@@ -1,26 +1,23 @@
-/** The list of sessions at the left: children under their parents, found by text and by status. */
+/** The list of sessions at the left: who needs the person, who runs, who has ended; children under their parents. */
 
 import { errorsHref, sessionHref } from "../address.ts";
+import type { Cause, Need } from "../attention.ts";
 import { type ListRow, byId, createList, createMore, part, setAttribute, setText } from "../dom.ts";
-import {
-  formatAge,
-  formatCompact,
-  formatCost,
-  formatCount,
-  formatNoun,
-  joined,
-} from "../format.ts";
+import { asText } from "../events.ts";
+import { formatAge, formatCost, formatCount, formatNoun, joined, shortPath } from "../format.ts";
 import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
-import { type ListLine, type SessionFilter, sessionList, treeOf } from "../tree.ts";
+import { type ListLine, sessionList, treeOf } from "../tree.ts";
 
-export const STATUS_WORDS: Record<Status, string> = {
+export const STATUS_WORDS: Record<Status | Cause, string> = {
   active: "Active",
   waiting: "Waiting",
   completed: "Done",
   stale: "Stale",
+  retrying: "Retrying",
+  lost: "Lost",
+  silent: "Silent",
+  failed: "Failed",
 };
-
-const STATUSES: readonly Status[] = ["active", "waiting", "completed", "stale"];
 
 interface Item {
   line: ListLine;
@@ -35,8 +32,6 @@ export function createSessions({ changed }: { changed: () => void }) {
   const text = byId("sessions-text", HTMLInputElement);
   const empty = byId("sessions-empty", HTMLParagraphElement);
   const more = createMore("sessions-more", changed);
-  const statusFilter = byId("status-filter", HTMLDivElement);
-  const filter: SessionFilter = { text: "", status: null };
   /** Parents whose ended children are shown. */
   const open = new Set<string>();
 
@@ -47,114 +42,87 @@ export function createSessions({ changed }: { changed: () => void }) {
   const showItems = createList<Item>(
     "session-list",
     "session-row",
-    ({ line }) => (line.kind === "session" ? line.session.row.id : `ended ${line.parent.row.id}`),
+    ({ line }) => line.session.row.id,
     (root) => createRow(root, toggle),
   );
-  text.addEventListener("input", () => {
-    filter.text = text.value;
-    changed();
-  });
-  const buttons = STATUSES.map((status) => {
-    const button = statusFilter.appendChild(document.createElement("button"));
-    button.type = "button";
-    button.dataset.status = status;
-    button.addEventListener("click", () => {
-      filter.status = filter.status === status ? null : status;
-      changed();
-    });
-    return { button, status };
-  });
+  text.addEventListener("input", changed);
 
   return {
-    show(rows: Rows, openId: string | null, now: number): void {
+    show(rows: Rows, needs: readonly Need[], openId: string | null, now: number): void {
       const tree = treeOf(rows);
-      const lines = sessionList(tree, filter, open);
+      const lines = sessionList(tree, text.value, open, needs);
       showItems(lines.slice(0, more.limit).map((line) => ({ line, rows, openId, now })));
       more.show(lines.length > more.limit);
       empty.hidden = lines.length > 0;
       const below = tree.order.length - tree.roots.length;
-      setText(
-        note,
-        `${formatCount(tree.roots.length)}${below === 0 ? "" : ` and ${formatCount(below)} of agents`}`,
-      );
-      // Child sessions are their parents' agents, as in the header; but one that waits, waits for the person.
-      const listed = tree.order.filter(
-        ({ entry, parent }) => parent === null || statusOf(entry) === "waiting",
-      );
-      for (const { button, status } of buttons) {
-        const count = listed.filter(({ entry }) => statusOf(entry) === status).length;
-        setAttribute(button, "aria-pressed", String(status === filter.status));
-        setText(button, `${STATUS_WORDS[status]} ${formatCount(count)}`);
-      }
+      const agents = below === 0 ? null : formatNoun(below, "agent");
+      setText(note, joined([formatCount(tree.roots.length), agents]));
     },
   };
 }
 
 function createRow(root: HTMLElement, toggle: (id: string) => void): ListRow<Item> {
+  const group = part(root, "h3", HTMLHeadingElement);
   const link = part(root, "a", HTMLAnchorElement);
   const dot = part(root, ".dot", HTMLElement);
   const name = part(root, ".session-label", HTMLElement);
+  const badge = part(root, ".badge", HTMLElement);
   const errors = part(root, ".session-errors", HTMLElement);
   const age = part(root, ".session-age", HTMLElement);
   const meta = part(root, ".session-doing", HTMLElement);
   const time = part(root, ".session-time", HTMLElement);
   const ended = part(root, ".session-ended", HTMLButtonElement);
   let sessionId = "";
-  /** Whose ended children the button shows. */
-  let parentId = "";
   link.addEventListener("click", (event) => {
     if (event.target !== errors) return;
     event.preventDefault();
     location.hash = errorsHref(sessionId);
   });
-  ended.addEventListener("click", () => toggle(parentId));
+  ended.addEventListener("click", () => toggle(sessionId));
 
   return {
     root,
     update({ line, rows, openId, now }) {
+      const { session, need, endedCount } = line;
+      const { id, error_count, info } = session.row;
       const depth = String(Math.min(line.depth, 3));
-      setAttribute(root, "data-depth", depth);
-      root.style.setProperty("--depth", depth);
-      link.hidden = line.kind === "ended";
-      ended.hidden = line.kind !== "ended";
-      if (line.kind === "ended") {
-        parentId = line.parent.row.id;
-        setText(ended, `${formatCount(line.count)} ended`);
-        setAttribute(ended, "aria-expanded", String(line.isOpen));
-        setAttribute(root, "data-status", "completed");
-        return;
-      }
-      const { session } = line;
-      const { id, error_count } = session.row;
-      const status = statusOf(session);
-      const [label, figures] = [labelOf(session), figuresOf(session)];
+      const status = need?.cause ?? statusOf(session);
       const failures = formatNoun(error_count, "error");
-      const doing = doingOf(rows, session, now);
-      const text = doing?.text ?? (line.depth === 0 ? figures : ""); // a child's figures are its parent's
+      const isOwn = need?.session === session; // else an agent's, which says why
+      const doing = isOwn ? { text: need.text, time: null } : doingOf(rows, session, now);
+      const figures = line.depth === 0 ? figuresOf(session) : ""; // a child's are its parent's
       sessionId = id;
-      setAttribute(root, "data-status", status);
+      setText(group, line.group ?? "");
+      group.hidden = line.group === null;
+      ended.hidden = endedCount === 0;
+      root.style.setProperty("--depth", depth);
+      setAttribute(root, "data-depth", depth);
+      setAttribute(root, "data-status", isOwn ? status : statusOf(session));
       setAttribute(link, "href", sessionHref(id));
       setAttribute(link, "aria-current", id === openId ? "page" : "false");
-      const words = joined([STATUS_WORDS[status], figures, failures]);
-      setAttribute(link, "title", `${label}\n${words}\n${id}`);
+      const words = joined([STATUS_WORDS[status], figuresOf(session), failures]);
+      setAttribute(link, "title", joined([labelOf(session), doing?.text ?? null, words, id], "\n"));
       setAttribute(dot, "data-status", status);
       setAttribute(dot, "aria-label", STATUS_WORDS[status]);
-      setText(name, label);
+      setText(name, labelOf(session));
+      setText(badge, line.depth === 0 ? "" : (asText(info.agent) ?? ""));
       setText(errors, error_count === 0 ? "" : formatCount(error_count));
       setAttribute(errors, "title", failures);
-      setText(age, formatAge(Math.max(0, now - session.lastEventAt)));
-      setText(meta, text);
+      setText(age, formatAge(Math.max(0, now - (need?.since ?? session.lastEventAt))));
+      setText(meta, doing?.text ?? figures);
       setText(time, doing?.time == null ? "" : `, ${doing.time}`);
+      setText(ended, formatCount(endedCount));
+      setAttribute(ended, "aria-label", `${formatNoun(endedCount, "agent")} that ended`);
+      setAttribute(ended, "aria-expanded", String(line.isOpen));
     },
   };
 }
 
-/** Tokens and cost are with those of all sessions below. */
-function figuresOf({ row: { tool_count, agent_count, tokens, cost } }: SessionEntry): string {
+/** Cost is with that of all sessions below. */
+function figuresOf({ row: { tool_count, cost, info } }: SessionEntry): string {
   return joined([
+    typeof info.directory === "string" ? shortPath(info.directory) : null,
     formatNoun(tool_count, "tool"),
-    agent_count === 0 ? null : formatNoun(agent_count, "agent"),
-    tokens.total === null ? null : `${formatCompact(tokens.total)} tok`,
     cost.total === null ? null : formatCost(cost.total),
   ]);
 }

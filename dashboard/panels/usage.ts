@@ -1,49 +1,79 @@
 /** What was used how often and for how long, as a table under a chart of the activity. */
 
 import type { Activity, UsageStats } from "../../server.ts";
-import {
-  type ListRow,
-  byId,
-  choose,
-  createList,
-  createMore,
-  createSorting,
-  part,
-  setAttribute,
-  setText,
-} from "../dom.ts";
-import { formatCount, formatDuration } from "../format.ts";
+import { get } from "../api.ts";
+import { byId, choose } from "../dom.ts";
+import { asText } from "../events.ts";
+import { formatCost, formatCount, formatDuration, joined } from "../format.ts";
+import { type Column, createTable } from "../table.ts";
 import { createActivityChart } from "./activity.ts";
 
-/** As the server has it: by tool, or by type of agent. */
-export type UsageRow = UsageStats & { tool?: string; subagent_type?: string };
+/** As the server has it: by tool, by type of agent, or by model and provider. */
+export type UsageRow = Omit<UsageStats, "name"> & {
+  tool?: string;
+  subagent_type?: string;
+  model?: string;
+  provider?: string | null;
+  avg_first_token_ms?: number | null;
+  cost?: number;
+};
 
-export function nameOf({ tool, subagent_type }: UsageRow): string {
-  return tool ?? subagent_type ?? "";
+type Named = Partial<Record<"tool" | "subagent_type" | "model" | "provider", unknown>>;
+
+/** Of a row, or of an event of its kind. A model of two providers is two rows. */
+export function nameOf({ tool, subagent_type, model, provider }: Named): string {
+  return asText(tool ?? subagent_type) ?? joined([asText(model), asText(provider)]);
 }
 
+const KINDS = { tools: "Tool", agents: "Agent", models: "Model" } as const;
+type Kind = keyof typeof KINDS;
+
 export interface UsageQuery {
-  kind: "tools" | "agents";
+  kind: Kind;
   hours: number;
 }
 
-const COLUMNS = ["count", "name", "avg_duration_ms", "total_duration_ms", "error_count"] as const;
+const isKind = (kind: string | undefined): kind is Kind => kind !== undefined && kind in KINDS;
 
-const BAR_COLUMNS = ["count", "avg_duration_ms", "total_duration_ms"] as const;
+const EACH: Column<UsageRow>[] = [
+  { head: "Count", value: (row) => row.count, format: formatCount, isBar: true },
+  { head: "p50", value: (row) => row.p50_duration_ms, format: formatDuration },
+  { head: "p95", value: (row) => row.p95_duration_ms, format: formatDuration, isBar: true },
+];
+const CALLS: Column<UsageRow>[] = [
+  { head: "Worked", value: workedOf, format: formatDuration, isBar: true },
+  { head: "Waited", value: (row) => row.waited_ms || null, format: formatDuration },
+];
+const MODELS: Column<UsageRow>[] = [
+  { head: "1st token", value: (row) => row.avg_first_token_ms ?? null, format: formatDuration },
+  { head: "Cost", value: (row) => row.cost ?? null, format: formatCost, isBar: true },
+];
+const ERRORS: Column<UsageRow> = {
+  head: "Errors",
+  value: (row) => row.error_count,
+  format: formatCount,
+};
 
-export function createUsage({ changed }: { changed: () => void }) {
+/** Without the waits for the person. */
+function workedOf({ avg_duration_ms, total_duration_ms, waited_ms }: UsageRow): number | null {
+  return avg_duration_ms === null ? null : total_duration_ms - waited_ms;
+}
+
+export interface UsageOptions {
+  changed: () => void;
+  /** The calls of a row are wanted. */
+  opened: (name: string, query: UsageQuery) => void;
+}
+
+export function createUsage({ changed, opened }: UsageOptions) {
   const query: UsageQuery = { kind: "tools", hours: 1 };
-  const nameHead = byId("usage-name", HTMLButtonElement);
-  const empty = byId("usage-empty", HTMLParagraphElement);
-  const more = createMore("usage-more", showSorted);
+  const showTable = createTable<UsageRow>("usage", (name) => opened(name, query));
   const chart = createActivityChart();
-  const sorting = createSorting(byId("usage-table", HTMLTableElement), COLUMNS, showSorted);
-  let rows: readonly UsageRow[] = [];
+  /** By name, of as many hours before these. */
+  let before = new Map<string, UsageRow>();
 
-  const showRows = createList<Item>("usage-rows", "usage-row", ({ row }) => nameOf(row), createRow);
   choose(byId("usage-kind", HTMLDivElement), (button) => {
-    query.kind = button.dataset.kind === "agents" ? "agents" : "tools";
-    more.reset();
+    if (isKind(button.dataset.kind)) query.kind = button.dataset.kind;
     changed();
   });
   choose(byId("usage-hours", HTMLDivElement), (button) => {
@@ -51,61 +81,22 @@ export function createUsage({ changed }: { changed: () => void }) {
     changed();
   });
 
-  function showSorted(): void {
-    const most = BAR_COLUMNS.map((column) =>
-      rows.reduce((greatest, row) => Math.max(greatest, row[column] ?? 0), 1),
-    );
-    const { column, isAscending } = sorting;
-    const sign = isAscending ? 1 : -1;
-    // By code units: of 20,000 names localeCompare takes 150 ms.
-    const byName = (a: UsageRow, b: UsageRow) => (nameOf(a) < nameOf(b) ? -1 : 1);
-    const sorted = rows.toSorted((a, b) =>
-      column === "name"
-        ? sign * byName(a, b)
-        : sign * ((a[column] ?? -1) - (b[column] ?? -1)) || byName(a, b),
-    );
-    showRows(sorted.slice(0, more.limit).map((row) => ({ row, most })));
-    more.show(sorted.length > more.limit);
-    empty.hidden = sorted.length > 0;
-  }
-
   return {
     query,
-    show(next: readonly UsageRow[], activity: readonly Activity[], now: number): void {
-      rows = next;
-      setText(nameHead, query.kind === "tools" ? "Tool" : "Agent");
-      showSorted();
-      chart.show(activity, query.hours, now);
+    async loadBefore(): Promise<void> {
+      const { kind, hours } = query;
+      const response = await get(`/api/analytics/${kind}`, { hours, before_hours: hours });
+      const body: Partial<Record<Kind, UsageRow[]>> = await response.json();
+      if (kind !== query.kind || hours !== query.hours) return; // another choice was made meanwhile
+      before = new Map(body[kind]?.map((row) => [nameOf(row), row]));
     },
-  };
-}
-
-interface Item {
-  row: UsageRow;
-  /** The greatest of each of BAR_COLUMNS: a full bar. */
-  most: number[];
-}
-
-function createRow(root: HTMLElement): ListRow<Item> {
-  const name = part(root, "th", HTMLElement);
-  const bars = root.querySelectorAll<HTMLElement>(".bar");
-  const numbers = [...root.querySelectorAll<HTMLElement>(".number")];
-  return {
-    root,
-    update({ row, most }) {
-      const { count, avg_duration_ms: average, total_duration_ms: total, error_count } = row;
-      setText(name, nameOf(row));
-      setAttribute(name, "title", nameOf(row));
-      const texts = [
-        formatCount(count),
-        formatDuration(average),
-        formatDuration(average === null ? null : total),
-        formatCount(error_count),
-      ];
-      for (const [index, number] of numbers.entries()) setText(number, texts[index] ?? "");
-      numbers.at(-1)?.classList.toggle("failed", error_count > 0);
-      for (const [index, column] of BAR_COLUMNS.entries())
-        bars[index]?.style.setProperty("--share", String((row[column] ?? 0) / (most[index] ?? 1)));
+    show(rows: readonly UsageRow[], activity: readonly Activity[], now: number): void {
+      showTable(
+        KINDS[query.kind],
+        [...EACH, ...(query.kind === "models" ? MODELS : CALLS), ERRORS],
+        rows.map((row) => ({ name: nameOf(row), row, before: before.get(nameOf(row)) })),
+      );
+      chart.show(activity, query.hours, now);
     },
   };
 }

@@ -68,7 +68,7 @@ export function createPainter(
   let failedHatch: CanvasPattern | null;
   let waitHatch: CanvasPattern | null;
   const readColors = () => {
-    failedHatch = hatch(context, "rgba(0, 0, 0, 0.42)", null);
+    failedHatch = hatch(context, "rgba(0, 0, 0, 0.25)", null);
     waitHatch = hatch(context, color("--wait"), color("--wait-soft"));
   };
   readColors();
@@ -88,7 +88,7 @@ export function createPainter(
       const drawn: Bar[] = [];
       for (const [index, lane] of scene.lanes.entries()) {
         const top = (scene.tops[index] ?? 0) - view.scrollTop;
-        if (top + laneHeight(lane, view.isNarrow) < 0 || top > view.height) continue;
+        if (top + laneHeight(lane, view) < 0 || top > view.height) continue;
         drawGround(brush, lane, top);
         const bars = barsOf(lane, top, view);
         for (const bar of bars) drawBar(brush, bar);
@@ -166,7 +166,7 @@ function drawAgent(brush: Brush, bar: Bar): void {
   context.fillRect(x, y, Math.min(3, width), height);
   strokeBar(brush, bar, color);
   if (lane.spans.tool.length + lane.spans.model.length === 0) {
-    const text = argsSummary(span.row.text) ?? span.row.name;
+    const text = oneLine(argsSummary(span.row.text) ?? span.row.name);
     drawText(brush, text, { ...bar, x: x + 8, width: width - 12 }, "--agent-ink");
   }
 }
@@ -284,16 +284,12 @@ function drawText(brush: Brush, text: string, box: Box, color: `--${string}`): v
 /** As much of `text` as fits into `room` pixels. */
 function fitText(context: CanvasRenderingContext2D, text: string, room: number): string {
   // No glyph of the fonts used is narrower than 2 px: what is far too long is never measured.
-  const start = text.slice(0, Math.ceil(room / 2));
-  if (start === text && context.measureText(start).width <= room) return start;
-  let low = 0;
-  let high = start.length;
-  while (low < high) {
-    const middle = (low + high + 1) >>> 1;
-    if (context.measureText(`${start.slice(0, middle)}…`).width <= room) low = middle;
-    else high = middle - 1;
-  }
-  return low < 2 ? "" : `${start.slice(0, low).trimEnd()}…`;
+  let start = text.slice(0, Math.ceil(room / 2));
+  const { width } = context.measureText(start);
+  if (start === text && width <= room) return text;
+  start = start.slice(0, Math.floor((start.length * room) / width));
+  while (start !== "" && context.measureText(`${start}…`).width > room) start = start.slice(0, -1);
+  return start.length < 2 ? "" : `${start.trimEnd()}…`;
 }
 
 // ─── Over the bars, and the axis ─────────────────────────────────────────────

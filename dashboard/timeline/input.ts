@@ -11,98 +11,97 @@ const CLICK_PX = 4;
 export interface TimelineActions extends ReturnType<typeof createWindow> {
   /** In pixels. */
   width: () => number;
-  barAt: (x: number, y: number) => Bar | null;
+  barAt: (point: Point) => Bar | null;
   /** The time at a pixel. */
   msAt: (x: number) => number;
   walk: (key: WalkKey) => void;
   select: (bar: Bar | null) => void;
-  /** @param pointerX where a mouse is; null: it isn't on the canvas */
-  hover: (bar: Bar | null, pointerX: number | null) => void;
+  /** Where the pointer is; null: it isn't on the canvas, or moves it. */
+  hover: (point: Point | null) => void;
   open: (bar: Bar | null) => void;
-  openSelected: () => void;
+  enter: () => void;
   scrollBy: (px: number) => void;
 }
 
-interface Point {
+/** On the canvas. */
+export interface Point {
   x: number;
   y: number;
+  isTouch: boolean;
 }
 
 export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActions): void {
   const pointers = new Map<number, Point>();
+  /** It moves the window: no click comes of it. */
   let isDragging = false;
-  /** Where the last pointer went down, and where the window was. */
-  let drag: { from: Point; last: Point; end: number } | null = null;
-  let pinch: { distance: number; length: number; at: number } | null = null;
+  /** Where fingers or mouse stood, and the window, when their number was last another. */
+  let grip: { at: Point; spread: number; length: number; end: number } | null = null;
+  let lastY = 0;
 
   const pointOf = (event: MouseEvent): Point => {
     const box = canvas.getBoundingClientRect();
-    return { x: event.clientX - box.left, y: event.clientY - box.top };
+    const isTouch = event instanceof PointerEvent && event.pointerType !== "mouse";
+    return { x: event.clientX - box.left, y: event.clientY - box.top, isTouch };
   };
-  /** How far two fingers are apart, and their middle; null: they aren't two. */
-  const fingers = () => {
-    const [first, second] = pointers.values();
+  /** The middle of all that touches, and how far apart it is. */
+  const hold = () => {
+    const [first, second = first] = pointers.values();
     if (first === undefined || second === undefined) return null;
-    return { distance: Math.abs(first.x - second.x) || 1, middle: (first.x + second.x) / 2 };
+    const at = { ...first, x: (first.x + second.x) / 2, y: (first.y + second.y) / 2 };
+    return { at, spread: Math.hypot(first.x - second.x, first.y - second.y) };
+  };
+  const takeGrip = () => {
+    const held = hold();
+    grip = held && { ...held, ...actions.now() };
+    lastY = held?.at.y ?? 0;
+    if (pointers.size > 1) isDragging = true;
   };
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    const from = pointOf(event);
-    pointers.set(event.pointerId, from);
+    const point = pointOf(event);
+    pointers.set(event.pointerId, point);
     canvas.setPointerCapture(event.pointerId);
-    const { length, end } = actions.now();
-    const both = fingers();
-    drag = both === null ? { from, last: from, end } : null;
-    if (both !== null) pinch = { distance: both.distance, length, at: actions.msAt(both.middle) };
+    takeGrip();
+    actions.hover(isDragging ? null : point);
   });
 
   canvas.addEventListener("pointermove", (event) => {
     const point = pointOf(event);
     if (pointers.has(event.pointerId)) pointers.set(event.pointerId, point);
-    const { length } = actions.now();
-    const width = actions.width();
-    const both = fingers();
-    if (pinch !== null && both !== null) {
-      const next = (pinch.length * pinch.distance) / both.distance;
-      const from = pinch.at - (both.middle / width) * next;
-      actions.show(from, from + next);
-    } else if (drag !== null) {
-      const dx = point.x - drag.from.x;
-      const dy = point.y - drag.from.y;
-      if (!isDragging && Math.max(Math.abs(dx), Math.abs(dy)) < CLICK_PX) return;
-      isDragging = true;
-      actions.hover(null, null);
-      // Straight down it scrolls, and goes on following now.
-      if (Math.abs(dx) >= CLICK_PX || !actions.follows()) {
-        const to = drag.end - (dx / width) * length;
-        actions.show(to - length, to);
-      }
-      if (event.pointerType === "mouse") actions.scrollBy(drag.last.y - point.y);
-      drag.last = point;
-    } else {
-      const bar = actions.barAt(point.x, point.y);
-      canvas.classList.toggle("on-bar", bar !== null);
-      actions.hover(bar, event.pointerType === "mouse" ? point.x : null);
+    const held = hold();
+    if (grip === null || held === null) {
+      canvas.classList.toggle("on-bar", actions.barAt(point) !== null);
+      return actions.hover(point);
     }
+    const dx = held.at.x - grip.at.x;
+    const dy = held.at.y - grip.at.y;
+    if (!isDragging && Math.max(Math.abs(dx), Math.abs(dy)) < CLICK_PX) return;
+    isDragging = true;
+    actions.hover(null);
+    // Straight down it scrolls, and goes on following now.
+    if (grip.spread > 0 || Math.abs(dx) >= CLICK_PX || !actions.follows()) {
+      const length = grip.length * (grip.spread > 0 ? grip.spread / Math.max(1, held.spread) : 1);
+      const anchor = grip.end - grip.length * (1 - grip.at.x / actions.width());
+      const from = anchor - (held.at.x / actions.width()) * length;
+      actions.show(from, from + length);
+    }
+    if (!point.isTouch) actions.scrollBy(lastY - point.y);
+    lastY = point.y;
   });
 
   const end = (event: PointerEvent) => {
     if (!pointers.delete(event.pointerId)) return;
-    const isClick = !isDragging && pinch === null && event.type === "pointerup";
+    const point = pointOf(event);
+    const isClick = !isDragging && event.type === "pointerup";
+    takeGrip();
     if (pointers.size === 0) isDragging = false;
-    if (pointers.size < 2) pinch = null;
-    drag = null;
-    const { x, y } = pointOf(event);
-    if (isClick) actions.select(actions.barAt(x, y));
+    if (isClick) actions.select(actions.barAt(point));
   };
   canvas.addEventListener("pointerup", end);
   canvas.addEventListener("pointercancel", end);
-  canvas.addEventListener("pointerleave", () => actions.hover(null, null));
-  canvas.addEventListener("dblclick", (event) => {
-    const { x, y } = pointOf(event);
-    actions.open(actions.barAt(x, y));
-  });
+  canvas.addEventListener("pointerleave", () => actions.hover(null));
+  canvas.addEventListener("dblclick", (event) => actions.open(actions.barAt(pointOf(event))));
 
   canvas.addEventListener(
     "wheel",
@@ -143,8 +142,7 @@ export function listenToKeys(scroller: HTMLElement, actions: TimelineActions): v
     f: actions.toggleFollow,
     "0": actions.fit,
     Home: actions.fit,
-    End: actions.showLatest,
-    Enter: actions.openSelected,
+    Enter: actions.enter,
     Escape: () => actions.select(null),
   };
   scroller.addEventListener("keydown", (event) => {

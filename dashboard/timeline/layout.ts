@@ -1,7 +1,7 @@
 /** Where everything stands in the timeline: lanes, bars, ticks, the window. Pure: tested without a browser. */
 
 import { oneLine } from "../events.ts";
-import { HOUR_MS, MINUTE_MS, SECOND_MS, joined } from "../format.ts";
+import { HOUR_MS, MINUTE_MS, SECOND_MS, sessionName } from "../format.ts";
 import {
   EMPTY_GROUP,
   type Rows,
@@ -10,7 +10,6 @@ import {
   type SpanGroup,
   isFailedSpan,
   isLive,
-  labelOf,
   shownEnd,
   spansOf,
 } from "../rows.ts";
@@ -22,21 +21,38 @@ const MAX_LENGTH_MS = 31 * 24 * HOUR_MS;
 /** Of the window, kept free at the right of now, so that growing bars are seen to end there. */
 export const NOW_MARGIN = 0.03;
 
-/** What the bars of a lane share; calls at the same time make them thinner, not the lane higher. */
-const SESSION_BARS_PX = 18;
-const AGENT_BARS_PX = 14;
+/** Work without a pause as long as this belongs together, and is shown together. */
+const PAUSE_MS = 30 * SECOND_MS;
+/** Of all sessions, the work that is shown at first; someone always works. */
+const MAX_FITTED_MS = 15 * MINUTE_MS;
+/** Of a session's whole time, that its latest work must fill to be seen in it. */
+const MIN_SHARE = 1 / 8;
+/** Lengths of a window that ends now: it grows in steps, so that bars don't shrink all the time. */
+const FITTED_MS = [
+  ...[0.5, 1, 2, 3, 5, 10, 15, 20, 30, 45].map((minutes) => minutes * MINUTE_MS),
+  ...[1, 1.5, 2, 3, 4, 6, 9, 12, 18, 24, 36, 72, 168].map((hours) => hours * HOUR_MS),
+];
+
+/** Of a lane, by itself and where calls at the same time stand below each other. */
+const ROW_PX = { session: 18, agent: 14, shared: 13 };
+/** A window as wide as this has room for higher rows. */
+const WIDE_PX = 1_500;
+const WIDE_ROW_PX = 5;
 const LANE_PAD_PX = 5;
 /** Where the labels stand over the lanes instead of beside them. */
 const LABEL_PX = 18;
 const SLOT_GAP_PX = 1;
 /** Calls at the same time that can be told apart; a sixth is drawn over the fifth. */
 const MAX_SLOTS = 5;
+/** Of the window: a shorter call opens no row of its own. */
+const HAIRLINE_SHARE = 1 / 200;
 /** A model that answers: a line behind the calls, as it is what happens between them. */
 const MODEL_PX = 4;
 /** A shorter bar is drawn this long. */
 const MIN_BAR_PX = 2;
-/** How far from a bar the pointer may be. */
+/** How far from a bar a mouse may be; a finger's tip is wider. */
 const SLOP_PX = 4;
+const TOUCH_SLOP_PX = 12;
 
 /** Lengths between two lines of the axis. */
 const TICKS_MS = [
@@ -75,24 +91,53 @@ export function zoomed(
   return windowOf(from, from + next, now);
 }
 
-/** All of these sessions, from `since` on; follows now where one of them goes on. Null: there are none. */
+/**
+ * The window around what goes on, or went on last: all work up to the latest pause. Waiting for the
+ * person is a pause. Of a session's page it is the whole session, where its latest work is seen in it.
+ *
+ * @param scope the sessions of the page; null: all
+ * @returns null: there are no sessions
+ */
 export function fitted(
-  sessions: readonly SessionEntry[],
-  since: number,
+  rows: Rows,
+  scope: ReadonlySet<string> | null,
   now: number,
 ): { window: Window; follows: boolean } | null {
+  const all = [...rows.sessions.values()];
+  const sessions = scope === null ? all : all.filter(({ row }) => scope.has(row.id));
   if (sessions.length === 0) return null;
-  const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), Infinity);
-  const from = Math.max(first, since);
-  const follows = sessions.some(isLive);
-  const to = follows ? now : Math.max(...sessions.map((entry) => endOf(entry, now)));
-  const pad = Math.max(to - from, SECOND_MS) * NOW_MARGIN;
-  return { window: windowOf(from - pad, to + pad, now), follows };
+  const work = sessions.flatMap((session) => workOf(rows, session, now));
+  work.sort((a, b) => b.end - a.end);
+  const last = work[0]?.end ?? Math.max(...sessions.map(({ lastEventAt }) => lastEventAt));
+  let [from, to] = [last, last];
+  for (const { start, end } of work) {
+    if (end < from - PAUSE_MS) break;
+    from = Math.min(from, start);
+  }
+  const follows = sessions.some(isLive) && now - last <= Math.max(PAUSE_MS, 3 * (last - from));
+  if (scope !== null) {
+    const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), from);
+    const end = Math.max(...sessions.map((entry) => endOf(entry, now)));
+    if (to - from >= (end - first) * MIN_SHARE) [from, to] = [first, end];
+  } else from = Math.max(from, last - MAX_FITTED_MS);
+  if (!follows) {
+    const pad = Math.max((to - from) * NOW_MARGIN, SECOND_MS);
+    return { window: windowOf(from - pad, to + pad, now), follows };
+  }
+  const needed = (now - from) / (1 - 2 * NOW_MARGIN);
+  const wanted = scope === null ? Math.min(needed, MAX_FITTED_MS) : needed;
+  const length = FITTED_MS.find((candidate) => candidate >= wanted) ?? MAX_LENGTH_MS;
+  return { window: { length, end: now + length * NOW_MARGIN }, follows };
 }
 
-/** When the last event of these sessions was; 0: there are none. */
-export function latestOf(sessions: readonly SessionEntry[]): number {
-  return sessions.reduce((at, { lastEventAt }) => Math.max(at, lastEventAt), 0);
+/** When something was done: while it waits for the person, nothing is. */
+function workOf(rows: Rows, { row }: SessionEntry, now: number): { start: number; end: number }[] {
+  const { tool, model, agent } = spansOf(rows, row.id);
+  const until = row.waiting_since === null ? now : Date.parse(row.waiting_since);
+  return [...tool, ...model, ...agent].map((span) => ({
+    start: span.start,
+    end: shownEnd(span, until),
+  }));
 }
 
 /** The window on the screen. */
@@ -103,6 +148,8 @@ export interface View extends Window {
   scrollTop: number;
   /** The labels stand over the lanes. */
   isNarrow: boolean;
+  /** Drawn also where it falls on pixels that are taken: it is selected. */
+  keptId: number | null;
 }
 
 export const toX = ({ end, length, width }: View, ms: number): number =>
@@ -133,8 +180,13 @@ export interface Lane {
   kind: "session" | "agent";
   depth: number;
   label: string;
+  /** The type of its agent, where the label doesn't say it. */
+  badge: string | null;
   /** Its agents are those that work here: several where they follow each other. */
   spans: Readonly<SpanGroup>;
+  /** Its calls in the window, each with its row. */
+  calls: { span: SpanEntry; slot: number }[];
+  rowCount: number;
 }
 
 /**
@@ -174,13 +226,13 @@ export function lanesOf(
     if (slots.length > 0 || (startedAt <= to && endOf(node.entry, now) >= from)) shown.add(node);
     if (shown.has(node) && node.parent !== null) shown.add(node.parent);
   }
-  const lanes: Lane[] = [];
+  const lanes: UnpackedLane[] = [];
   for (const node of order) {
     const slots = slotsOf.get(node);
     if (slots === undefined || !shown.has(node)) continue;
     lanes.push(sessionLane(rows, node, agentsOf.get(node) ?? []), ...agentLanes(node, slots));
   }
-  return lanes;
+  return lanes.map((lane) => Object.assign(lane, packCalls(lane.spans.tool, from, to, now)));
 }
 
 /** Where the lane of a session ends. */
@@ -200,7 +252,32 @@ function packSpan(slots: SpanEntry[][], span: SpanEntry, now: number): void {
   else slot.push(span);
 }
 
-function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]): Lane {
+type UnpackedLane = Omit<Lane, "calls" | "rowCount">;
+
+/** A call has the first row that is free when it begins. */
+function packCalls(
+  tools: readonly SpanEntry[],
+  from: number,
+  to: number,
+  now: number,
+): Pick<Lane, "calls" | "rowCount"> {
+  const hairline = (to - from) * HAIRLINE_SHARE;
+  const takenTo: number[] = [];
+  const calls: Lane["calls"] = [];
+  for (const span of tools) {
+    const end = shownEnd(span, now);
+    if (end < from) continue;
+    if (span.start > to) break;
+    let slot = takenTo.findIndex((until) => until <= span.start);
+    const mayOpen = takenTo.length < (end - span.start < hairline ? 1 : MAX_SLOTS);
+    if (slot < 0) slot = takenTo.length - (mayOpen ? 0 : 1);
+    takenTo[slot] = Math.max(takenTo[slot] ?? 0, end);
+    calls.push({ span, slot });
+  }
+  return { calls, rowCount: Math.max(1, takenTo.length) };
+}
+
+function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]): UnpackedLane {
   const spans = spansOf(rows, entry.row.id);
   const agentCalls = new Set(spans.agent.map(({ row }) => row.call_id));
   agentCalls.delete(null);
@@ -212,15 +289,16 @@ function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]
     session: entry,
     kind: agents.length === 0 ? "session" : "agent",
     depth,
-    label: agents.length === 0 ? labelOf(entry) : agentLabel(agents),
+    ...namesOf(agents, sessionName(entry.row)),
     spans: { ...spans, tool, agent: agents, model: answered(spans) },
   };
 }
 
-/** Agents of one type are told apart by their task; where several follow each other, it is the last one's. */
-function agentLabel(agents: readonly SpanEntry[]): string {
-  const { name = "", text = null } = agents.at(-1)?.row ?? {};
-  return joined([name, text === null ? null : oneLine(text)], ": ");
+/** An agent is called by its task, beside it its type; where several follow each other, it is the last one's. */
+function namesOf(agents: readonly SpanEntry[], other?: string): Pick<Lane, "label" | "badge"> {
+  const { name = null, text = null } = agents.at(-1)?.row ?? {};
+  const label = (text === null ? other : oneLine(text)) ?? name ?? "";
+  return { label, badge: name === label ? null : name };
 }
 
 /**
@@ -235,35 +313,36 @@ function answered({ model, tool }: Readonly<SpanGroup>): SpanEntry[] {
   });
 }
 
-function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): Lane[] {
-  const runs = ({ spans }: Lane) => Number(spans.agent.some(({ end }) => end === null));
-  const startOf = ({ spans }: Lane) => spans.agent.at(-1)?.start ?? 0;
+function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): UnpackedLane[] {
+  const runs = ({ spans }: UnpackedLane) => Number(spans.agent.some(({ end }) => end === null));
+  const startOf = ({ spans }: UnpackedLane) => spans.agent.at(-1)?.start ?? 0;
   return slots
-    .map((agent, slot): Lane => {
-      const label = agentLabel(agent);
-      return {
-        key: `${entry.row.id}\n${agent[0]?.row.name}\n${slot}`,
-        session: entry,
-        kind: "agent",
-        depth: depth + 1,
-        label,
-        spans: { ...EMPTY_GROUP, agent },
-      };
-    })
+    .map((agent, slot): UnpackedLane => ({
+      key: `${entry.row.id}\n${agent[0]?.row.name}\n${slot}`,
+      session: entry,
+      kind: "agent",
+      depth: depth + 1,
+      ...namesOf(agent),
+      spans: { ...EMPTY_GROUP, agent },
+    }))
     .sort((a, b) => runs(b) - runs(a) || startOf(b) - startOf(a));
 }
 
 // ─── Bars ────────────────────────────────────────────────────────────────────
 
-const barsHeight = (lane: Lane) => (lane.kind === "session" ? SESSION_BARS_PX : AGENT_BARS_PX);
+const rowHeight = ({ kind, rowCount }: Lane, { width }: View) =>
+  ROW_PX[rowCount > 1 ? "shared" : kind] + (width < WIDE_PX ? 0 : WIDE_ROW_PX);
 
-export const laneHeight = (lane: Lane, isNarrow: boolean): number =>
-  2 * LANE_PAD_PX + barsHeight(lane) + (isNarrow ? LABEL_PX : 0);
+const barsHeight = (lane: Lane, view: View) =>
+  lane.rowCount * (rowHeight(lane, view) + SLOT_GAP_PX) - SLOT_GAP_PX;
+
+export const laneHeight = (lane: Lane, view: View): number =>
+  2 * LANE_PAD_PX + barsHeight(lane, view) + (view.isNarrow ? LABEL_PX : 0);
 
 /** Where each lane begins, and at the end of the list where the last one ends. */
-export function topsOf(lanes: readonly Lane[], isNarrow: boolean): number[] {
+export function topsOf(lanes: readonly Lane[], view: View): number[] {
   const tops = [0];
-  for (const lane of lanes) tops.push((tops.at(-1) ?? 0) + laneHeight(lane, isNarrow));
+  for (const lane of lanes) tops.push((tops.at(-1) ?? 0) + laneHeight(lane, view));
   return tops;
 }
 
@@ -287,7 +366,7 @@ export function groundOf(lane: Lane, top: number, view: View): Omit<Bar, "span">
   if (lane.key !== session.row.id) return null;
   const x = toX(view, session.startedAt);
   const width = toX(view, endOf(session, view.now)) - x;
-  return { lane, x, y: barsTop(top, view) - 2, width, height: barsHeight(lane) + 4 };
+  return { lane, x, y: barsTop(top, view) - 2, width, height: barsHeight(lane, view) + 4 };
 }
 
 const barsTop = (top: number, { isNarrow }: View) => top + LANE_PAD_PX + (isNarrow ? LABEL_PX : 0);
@@ -295,12 +374,12 @@ const barsTop = (top: number, { isNarrow }: View) => top + LANE_PAD_PX + (isNarr
 /** The bars of a lane in the order in which they are drawn. @param top of the lane, scrolled as the view is */
 export function barsOf(lane: Lane, top: number, view: View): Bar[] {
   const y = barsTop(top, view);
-  const height = barsHeight(lane);
+  const height = barsHeight(lane, view);
   const wide = { lane, y: y - 2, height: height + 4 };
-  const thin = { lane, y: y + (height - MODEL_PX) / 2, height: MODEL_PX };
+  const thin = { lane, y: y + (rowHeight(lane, view) - MODEL_PX) / 2, height: MODEL_PX };
   const [bars, calls]: [Bar[], Bar[]] = [[], []];
   const waits = Map.groupBy(lane.spans.wait, ({ row }) => row.call_id);
-  placeTools(calls, waits, lane, y, view);
+  placeCalls(calls, waits, lane, y, view);
   placeSpans(bars, lane.spans.agent, wide, view);
   placeSpans(bars, [...waits.values()].flat(), wide, view);
   placeSpans(bars, lane.spans.model, thin, view);
@@ -312,7 +391,9 @@ export function barsOf(lane: Lane, top: number, view: View): Bar[] {
   return bars;
 }
 
-/** What is shorter than a pixel and adds none to what is drawn is left out, unless it failed. */
+const isKept = (span: SpanEntry, { keptId }: View) => isFailedSpan(span) || span.row.id === keptId;
+
+/** What is shorter than a pixel and adds none to what is drawn is left out, unless it is to be found. */
 function placeSpans(
   bars: Bar[],
   spans: readonly SpanEntry[],
@@ -324,81 +405,59 @@ function placeSpans(
     const x = toX(view, span.start);
     const x2 = toX(view, shownEnd(span, view.now));
     if (x2 < 0 || x > view.width) continue;
-    if (x2 - x < 1 && x2 < takenTo + 1 && !isFailedSpan(span)) continue;
+    if (x2 - x < 1 && x2 < takenTo + 1 && !isKept(span, view)) continue;
     takenTo = Math.max(takenTo, x2, x + MIN_BAR_PX);
     bars.push({ span, ...place, x, width: Math.max(MIN_BAR_PX, x2 - x) });
   }
 }
 
 /**
- * The calls of a lane. One by itself has the lane's full height; those that overlap share it. What
- * adds less than a pixel to what is drawn is left out, unless it failed. What a call waits for the
- * person is drawn in its bar.
+ * The calls of a lane, each in its row. What adds less than a pixel to what is drawn is left out,
+ * unless it is to be found. What a call waits for the person is drawn in its bar.
  *
  * @param waits by call_id; those of calls that are drawn are taken out
  */
-function placeTools(
+function placeCalls(
   bars: Bar[],
   waits: Map<string | null, SpanEntry[]>,
   lane: Lane,
   y: number,
   view: View,
 ): void {
-  const from = view.end - view.length;
-  let cluster: SpanEntry[] = [];
-  let clusterEnd = -Infinity;
+  const height = rowHeight(lane, view);
   const takenTo: number[] = [];
-  const placeCluster = () => {
-    const slots: number[] = [];
-    const slotOf = cluster.map((span) => {
-      let slot = slots.findIndex((until) => until <= span.start);
-      if (slot < 0) slot = Math.min(slots.length, MAX_SLOTS - 1);
-      slots[slot] = shownEnd(span, view.now);
-      return slot;
-    });
-    const pitch = (barsHeight(lane) + SLOT_GAP_PX) / slots.length;
-    for (const [index, span] of cluster.entries()) {
-      const slot = slotOf[index] ?? 0;
-      const x = toX(view, span.start);
-      const width = Math.max(MIN_BAR_PX, toX(view, shownEnd(span, view.now)) - x);
-      if (x + width < (takenTo[slot] ?? -Infinity) + 1 && !isFailedSpan(span)) continue;
-      takenTo[slot] = x + width;
-      // A gap of one pixel, where there is room, keeps calls apart that follow at once.
-      const shown = width > 4 && span.end !== null ? width - 1 : width;
-      const height = pitch - SLOT_GAP_PX;
-      const place = { lane, y: y + slot * pitch, height };
-      const { call_id, waited_ms } = span.row;
-      const asked = call_id === null ? undefined : waits.get(call_id);
-      const waitedPx = asked ? 0 : Math.min(shown, ((waited_ms ?? 0) / view.length) * view.width);
-      const ends = asked?.map((wait) => toX(view, shownEnd(wait, view.now)) - x) ?? [];
-      const freePx = Math.max(waitedPx, ...ends);
-      bars.push({ span, ...place, x, width: shown, waitedPx, freePx });
-      placeSpans(bars, asked ?? [], place, view);
-      if (asked !== undefined) waits.delete(call_id);
-    }
-  };
-  for (const span of lane.spans.tool) {
-    const spanEnd = shownEnd(span, view.now);
-    if (spanEnd < from) continue;
-    if (span.start > view.end) break;
-    if (span.start >= clusterEnd) {
-      placeCluster();
-      cluster = [];
-    }
-    cluster.push(span);
-    clusterEnd = Math.max(clusterEnd, spanEnd);
+  for (const { span, slot } of lane.calls) {
+    const x = toX(view, span.start);
+    const width = Math.max(MIN_BAR_PX, toX(view, shownEnd(span, view.now)) - x);
+    if (x + width < (takenTo[slot] ?? -Infinity) + 1 && !isKept(span, view)) continue;
+    takenTo[slot] = x + width;
+    // A gap of one pixel, where there is room, keeps calls apart that follow at once.
+    const shown = width > 4 && span.end !== null ? width - 1 : width;
+    const place = { lane, y: y + slot * (height + SLOT_GAP_PX), height };
+    const { call_id, waited_ms } = span.row;
+    const asked = call_id === null ? undefined : waits.get(call_id);
+    const waitedPx = asked ? 0 : Math.min(shown, ((waited_ms ?? 0) / view.length) * view.width);
+    const ends = asked?.map((wait) => toX(view, shownEnd(wait, view.now)) - x) ?? [];
+    const freePx = Math.max(waitedPx, ...ends);
+    bars.push({ span, ...place, x, width: shown, waitedPx, freePx });
+    placeSpans(bars, asked ?? [], place, view);
+    if (asked !== undefined) waits.delete(call_id);
   }
-  placeCluster();
 }
 
-/** The bar under the pointer; null: none. */
-export function barAt(bars: readonly Bar[], x: number, y: number): Bar | null {
+/** The bar under the pointer, or the nearest to it; null: none. */
+export function barAt(bars: readonly Bar[], x: number, y: number, isTouch = false): Bar | null {
+  const slop = isTouch ? TOUCH_SLOP_PX : SLOP_PX;
   let best: Bar | null = null;
+  let least = slop;
   for (const bar of bars) {
     const dx = Math.max(bar.x - x, 0, x - (bar.x + bar.width));
-    if (dx > SLOP_PX || y < bar.y - 1 || y > bar.y + bar.height + 1) continue;
-    // What is drawn later lies on top; a call is inside its agent's bar.
-    if (best === null || dx === 0 || bar.width <= best.width) best = bar;
+    if (dx > slop || y < bar.y - 1 || y > bar.y + bar.height + 1) continue;
+    // What is drawn later lies on top; an agent is around its calls, a model between them.
+    const { kind } = bar.span.row;
+    const distance = kind === "agent" || kind === "model" ? slop : dx;
+    if (distance > least) continue;
+    [best, least] = [bar, distance];
   }
   return best;
 }

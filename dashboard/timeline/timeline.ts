@@ -1,6 +1,6 @@
 /**
  * The timeline: lanes over time. Only what is in the window is drawn, so memory and time follow what
- * can be seen. Everything that the canvas shows can be reached by keyboard, and is read out below; the
+ * can be seen. Everything that the canvas shows can be reached by keyboard, and is told beside it; the
  * labels at the left are elements, because they are links.
  */
 
@@ -8,7 +8,7 @@ import { byId, contextOf, createColors, fitCanvas, setAttribute } from "../dom.t
 import { MINUTE_MS, SECOND_MS, formatMoment } from "../format.ts";
 import { type Rows, type SpanEntry, isLive, shownEnd } from "../rows.ts";
 import { AXIS_PX, createPainter } from "./draw.ts";
-import { type TimelineActions, listenToKeys, listenToPointer } from "./input.ts";
+import { type Point, type TimelineActions, listenToKeys, listenToPointer } from "./input.ts";
 import {
   type Bar,
   type Lane,
@@ -24,11 +24,19 @@ import {
 import { createWindow } from "./window.ts";
 import { createWords } from "./words.ts";
 
+/** Where the lanes need so little of their part of the page, it shrinks; never while the person moves them. */
+const SHRINK_SHARE = 0.7;
+const READOUT_GAP_PX = 12;
+/** With less below the pointer, the readout is above it. */
+const READOUT_ROOM_PX = 240;
+
 export interface TimelineOptions {
   rows: () => Rows;
   /** Milliseconds since 1970. */
   now: () => number;
-  openSession: (id: string) => void;
+  openSession: (id: string, spanId: number) => void;
+  /** The person has chosen a bar; null: none. It is told back by `wantSpan`. */
+  spanSelected: (id: number | null) => void;
   /** The window reaches back beyond what is loaded. */
   wantsOlder: () => void;
   /** The window or the selection has changed: draw in the next frame. */
@@ -36,9 +44,11 @@ export interface TimelineOptions {
 }
 
 export function createTimeline(options: TimelineOptions) {
-  const { rows, now, openSession, wantsOlder, requestDraw } = options;
+  const { rows, now, openSession, spanSelected, wantsOlder, requestDraw } = options;
+  const panel = byId("timeline", HTMLElement);
   const scroller = byId("timeline-scroll", HTMLDivElement);
   const body = byId("timeline-body", HTMLDivElement);
+  const readout = byId("readout", HTMLDivElement);
   const canvasBox = byId("timeline-canvas-box", HTMLDivElement);
   const canvas = byId("timeline-canvas", HTMLCanvasElement);
   const axis = byId("timeline-axis", HTMLCanvasElement);
@@ -58,24 +68,49 @@ export function createTimeline(options: TimelineOptions) {
   let lanes: Lane[] = [];
   let tops: number[] = [];
   let drawn: Bar[] = [];
-  let hovered: Bar | null = null;
-  let pointerX: number | null = null;
+  /** Where a pointer is. */
+  let pointer: Point | null = null;
+  /** Where the arrow keys are. */
+  let cursorId: number | null = null;
   let selectedId: number | null = null;
+  /** Of cursor or selection: it isn't when a mouse has come since. */
+  let isTold = false;
+  /** A finger did the latest. */
+  let isTouch = false;
+  let lanesHeight = 0;
   /** To be selected once it is here. */
   let wantedId: number | null = null;
   /** As of the last event: reading it from the elements would ask for a layout. */
   const screen = { width: 0, height: 0, scrollTop: 0, isNarrow: false };
-  const viewAt = (at: number): View => ({ ...window.now(), ...screen, now: at });
+  const viewAt = (at: number): View => {
+    const keptId = cursorId ?? selectedId;
+    return { ...window.now(), ...screen, now: at, keptId };
+  };
 
   function openSpan({ row }: SpanEntry): void {
     const child = row.child_session_id;
-    openSession(child !== null && rows().sessions.has(child) ? child : row.session_id);
+    openSession(child !== null && rows().sessions.has(child) ? child : row.session_id, row.id);
+  }
+
+  /** Selects it, on the page and in the address. */
+  function select(span: SpanEntry | null): void {
+    cursorId = null;
+    selectedId = span?.row.id ?? null;
+    tell(span);
+    spanSelected(selectedId);
+  }
+
+  function tell(span: SpanEntry | null): void {
+    isTold = span !== null;
+    words.say(rows(), span, now());
+    requestDraw();
   }
 
   /** Brings a span into the window and its lane into sight. */
-  function select(span: SpanEntry, laneIndex: number): void {
-    selectedId = span.row.id;
-    hovered = null;
+  function bring(span: SpanEntry, laneIndex: number): void {
+    pointer = null;
+    isTouch = false;
+    tell(span);
     const { end, length } = window.now();
     const [from, to] = [span.start, shownEnd(span, now())];
     const isInside = from >= end - length && to <= end;
@@ -88,31 +123,35 @@ export function createTimeline(options: TimelineOptions) {
     if (top < scroller.scrollTop) scroller.scrollTop = top;
     else if (bottom > scroller.scrollTop + screen.height)
       scroller.scrollTop = bottom - screen.height;
-    requestDraw();
   }
 
   const actions: TimelineActions = {
     ...window,
     width: () => screen.width,
-    barAt: (x, y) => barAt(drawn, x, y),
+    barAt: ({ x, y, isTouch }) => barAt(drawn, x, y, isTouch),
     msAt: (x) => toMs(viewAt(now()), x),
     walk(key) {
-      const next = walk(lanes, selectedId, key);
-      if (next !== null) select(next.span, next.laneIndex);
+      const next = walk(lanes, cursorId ?? selectedId, key);
+      if (next === null) return;
+      cursorId = next.span.row.id;
+      bring(next.span, next.laneIndex);
     },
     select(bar) {
-      selectedId = bar?.span.row.id ?? null;
-      requestDraw();
+      select(bar?.span ?? null);
+      isTold &&= isTouch; // of a mouse the pointer's readout tells it
     },
-    hover(bar, x) {
-      hovered = bar;
-      pointerX = x;
+    hover(point) {
+      pointer = point;
+      if (point !== null) [isTold, isTouch] = [false, point.isTouch];
       requestDraw();
     },
     open: (bar) => bar !== null && openSpan(bar.span),
-    openSelected() {
-      const span = selectedId === null ? undefined : rows().spans.get(selectedId);
-      if (span !== undefined) openSpan(span);
+    enter() {
+      const id = cursorId ?? selectedId;
+      const span = id === null ? undefined : rows().spans.get(id);
+      if (span === undefined) return;
+      if (id === selectedId) openSpan(span);
+      else select(span);
     },
     scrollBy: (px) => scroller.scrollBy(0, px),
   };
@@ -139,26 +178,36 @@ export function createTimeline(options: TimelineOptions) {
   document.fonts?.ready.then(requestDraw);
 
   function draw(): void {
-    const { width, height, isNarrow } = screen;
+    const { width, height } = screen;
     if (width === 0 || height === 0) return;
     const at = now();
     const { end, length } = window.at(at);
     const from = end - length;
     const { coveredFrom, spans } = rows();
     lanes = lanesOf(rows(), window.scope(), from, end, at);
-    tops = topsOf(lanes, isNarrow);
-    const wanted = `${Math.max(tops.at(-1) ?? 0, height)}px`;
+    const view = viewAt(at);
+    tops = topsOf(lanes, view);
+    const needed = tops.at(-1) ?? 0;
+    const isSmall = window.fits() && needed < lanesHeight * SHRINK_SHARE;
+    if (isSmall || needed > lanesHeight) lanesHeight = needed;
+    const wanted = `${lanesHeight}px`;
     if (body.style.height !== wanted) body.style.height = wanted;
     emptyNote.hidden = lanes.length > 0;
 
-    const view = viewAt(at);
-    const hoveredId = hovered?.span.row.id ?? null;
+    const hovered = pointer && actions.barAt(pointer);
+    const hoveredId = hovered?.span.row.id ?? cursorId;
+    const pointerX = pointer === null || pointer.isTouch ? null : pointer.x;
     drawn = painter.draw({ view, lanes, tops, coveredFrom, selectedId, hoveredId, pointerX });
+    const selected = isTold ? drawn.find(({ span }) => span.row.id === view.keptId) : undefined;
+    const told = pointer === null ? selected : hovered;
+    readout.hidden = !told;
+    if (told) {
+      placeReadout(told); // first: it reads the layout, which writing changes
+      words.writeReadout(rows(), told.span, at);
+    }
     words.writeLabels(lanes, tops, view);
     const missing = coveredFrom > from ? formatMoment(coveredFrom, at) : null;
     words.writeNote(lanes, writeButtons() ? null : length, missing);
-    const selected = selectedId === null ? undefined : spans.get(selectedId);
-    words.writeReadout(rows(), hovered?.span ?? selected ?? null, at);
     words.writeText(rows(), drawn, at);
     if (coveredFrom > from) wantsOlder();
     const span = wantedId === null ? undefined : spans.get(wantedId);
@@ -166,23 +215,36 @@ export function createTimeline(options: TimelineOptions) {
     const laneIndex = laneIndexOf(lanes, span.row.id);
     // Where its lane isn't shown this moves the window, and is done once more to scroll there.
     if (laneIndex >= 0 || selectedId === wantedId) wantedId = null;
-    select(span, laneIndex);
+    selectedId = span.row.id;
+    bring(span, laneIndex);
+  }
+
+  /** Beside the pointer, else beside the bar; style.css keeps it in the window from left to right. */
+  function placeReadout({ x, y, width, height }: Bar): void {
+    const box = canvas.getBoundingClientRect();
+    const { left, top } = panel.getBoundingClientRect();
+    const at = pointer?.x ?? clamp(x + Math.min(width / 2, 40), 0, screen.width);
+    const above = box.top + (pointer?.y ?? y) - READOUT_GAP_PX;
+    const below = box.top + (pointer?.y ?? y + height) + READOUT_GAP_PX;
+    const room = innerHeight - below;
+    // A finger hides what is below it.
+    const isAbove = isTouch ? above > room / 4 : room < READOUT_ROOM_PX && above > room;
+    readout.style.cssText = `--x: ${box.left + at - left}px; --y: ${(isAbove ? above : below) - top}px; --up: ${isAbove ? "100%" : "0%"}; max-height: ${(isAbove ? above : room) - 8}px`;
   }
 
   return {
     draw,
     fit: window.fit,
-    showLoaded: window.showLoaded,
+    /** All rows are others. */
+    showLoaded: () => window.fits() && window.fit(),
     setScope: window.setScope,
-    /** Selects a bar as soon as it is here. */
-    wantSpan(id: number): void {
+    /** Selects a bar as soon as it is here; null: none is. */
+    wantSpan(id: number | null): void {
+      if (id === (wantedId ?? selectedId)) return;
       wantedId = id;
-      requestDraw();
-    },
-    reset(): void {
+      cursorId = null;
       selectedId = null;
-      wantedId = null;
-      window.reset();
+      tell(null);
     },
     /** In how many milliseconds the picture will be another though nothing has been received; null: never. */
     nextDraw(): number | null {
@@ -199,6 +261,7 @@ export function createTimeline(options: TimelineOptions) {
 /** The buttons over the lanes. What comes back writes their state, and says whether one has the length that is shown. */
 function listenToButtons(window: ReturnType<typeof createWindow>): () => boolean {
   const follow = byId("follow", HTMLButtonElement);
+  const fit = byId("zoom-fit", HTMLButtonElement);
   const ranges = [
     ...byId("timeline-ranges", HTMLDivElement).querySelectorAll<HTMLButtonElement>("button"),
   ];
@@ -207,12 +270,13 @@ function listenToButtons(window: ReturnType<typeof createWindow>): () => boolean
     Math.abs(lengthOf(button) - window.now().length) < SECOND_MS;
   for (const button of ranges)
     button.addEventListener("click", () => window.setLength(lengthOf(button)));
-  byId("zoom-fit", HTMLButtonElement).addEventListener("click", window.fit);
+  for (const button of [fit, byId("timeline-latest", HTMLButtonElement)])
+    button.addEventListener("click", window.fit);
   follow.addEventListener("click", window.toggleFollow);
-  byId("timeline-latest", HTMLButtonElement).addEventListener("click", window.showLatest);
   return () => {
     for (const button of ranges) setAttribute(button, "aria-pressed", String(isShown(button)));
     setAttribute(follow, "aria-pressed", String(window.follows()));
+    setAttribute(fit, "aria-pressed", String(window.fits()));
     return ranges.some(isShown);
   };
 }

@@ -3,16 +3,15 @@
 import { sessionHref } from "../address.ts";
 import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
 import { EVENT_LABELS, argsSummary, isEventType, outcomeWord } from "../events.ts";
-import { formatAge, formatDuration, formatMoment, formatNoun, joined } from "../format.ts";
 import {
-  type Rows,
-  type SpanEntry,
-  isFailedSpan,
-  isMoment,
-  labelOf,
-  shownEnd,
-  statusOf,
-} from "../rows.ts";
+  formatAge,
+  formatDuration,
+  formatMoment,
+  formatNoun,
+  joined,
+  sessionName,
+} from "../format.ts";
+import { type Rows, type SpanEntry, isFailedSpan, isMoment, shownEnd, statusOf } from "../rows.ts";
 import type { Bar, Lane, View } from "./layout.ts";
 
 /** Bars told as text inside the canvas, and how often that list is written anew. */
@@ -21,18 +20,27 @@ const TEXT_INTERVAL_MS = 500;
 
 /** One bar in words: what, how it went, how long, when, where. */
 export function describe(rows: Rows, span: SpanEntry, now: number): string {
+  return joined([headOf(span, now), factsOf(rows, span, now)]);
+}
+
+function headOf(span: SpanEntry, now: number): string {
   const { row, start } = span;
-  const isOpen = span.end === null;
   const running = row.kind === "wait" ? "not answered yet" : "running";
-  const session = rows.sessions.get(row.session_id);
-  const to = isOpen ? "now" : formatMoment(shownEnd(span, now), now);
   return joined([
     whatOf(span),
-    isOpen ? running : outcomeWord(row.outcome, row.attributes?.exit_code),
+    span.end === null ? running : outcomeWord(row.outcome, row.attributes?.exit_code),
     isMoment(span) ? "length not known" : formatDuration(shownEnd(span, now) - start),
+  ]);
+}
+
+function factsOf(rows: Rows, span: SpanEntry, now: number): string {
+  const { row, start } = span;
+  const session = rows.sessions.get(row.session_id);
+  const to = span.end === null ? "now" : formatMoment(shownEnd(span, now), now);
+  return joined([
     row.waited_ms ? `${formatDuration(row.waited_ms)} of it waiting for you` : null,
     isMoment(span) ? to : `${formatMoment(start, now)} to ${to}`,
-    session === undefined ? null : labelOf(session),
+    session === undefined ? null : sessionName(session.row),
   ]);
 }
 
@@ -45,9 +53,11 @@ function whatOf({ row: { kind, name } }: SpanEntry): string {
 
 export function createWords() {
   const textList = byId("timeline-text", HTMLUListElement);
-  const readout = byId("readout", HTMLDivElement);
   const readoutHead = byId("readout-head", HTMLDivElement);
+  const readoutFacts = byId("readout-facts", HTMLDivElement);
+  const readoutError = byId("readout-error", HTMLDivElement);
   const readoutText = byId("readout-text", HTMLDivElement);
+  const said = byId("timeline-said", HTMLParagraphElement);
   const note = byId("timeline-note", HTMLSpanElement);
   const showLabels = createList<Label>(
     "lane-labels",
@@ -80,13 +90,17 @@ export function createWords() {
       setText(note, lanes.length === 0 ? "" : words);
     },
 
-    /** @param span null: the legend is shown */
-    writeReadout(rows: Rows, span: SpanEntry | null, now: number): void {
-      const kind = span === null ? "legend" : isFailedSpan(span) ? "failed" : span.row.kind;
-      const error = span?.row.error ? `Error: ${span.row.error}` : null;
-      setAttribute(readout, "data-kind", kind);
-      setText(readoutHead, span === null ? "" : describe(rows, span, now));
-      setText(readoutText, joined([error, argsSummary(span?.row.text)], "   "));
+    writeReadout(rows: Rows, span: SpanEntry, now: number): void {
+      setText(readoutHead, headOf(span, now));
+      setText(readoutFacts, factsOf(rows, span, now));
+      setText(readoutError, span.row.error ?? "");
+      setText(readoutText, argsSummary(span.row.text) ?? "");
+    },
+
+    /** For those who don't see it: what was selected. */
+    say(rows: Rows, span: SpanEntry | null, now: number): void {
+      const words = span && [describe(rows, span, now), span.row.error, argsSummary(span.row.text)];
+      setText(said, joined(words ?? [], ". "));
     },
 
     /** The latest bars of the window, agents first. */
@@ -120,11 +134,12 @@ function createLabel(root: HTMLElement): ListRow<Label> {
   const link = part(root, "a", HTMLAnchorElement);
   const dot = part(root, ".dot", HTMLElement);
   const name = part(root, ".lane-name", HTMLElement);
+  const type = part(root, ".lane-badge", HTMLElement);
   const sub = part(root, ".lane-sub", HTMLElement);
   return {
     root,
     update({ lane, top, end, now }) {
-      const { session, label, kind, depth, key } = lane;
+      const { session, label, badge, kind, depth, key } = lane;
       const state = stateOf(lane);
       root.style.transform = `translateY(${top}px)`;
       root.style.height = `${end - top}px`;
@@ -134,9 +149,10 @@ function createLabel(root: HTMLElement): ListRow<Label> {
       setAttribute(dot, "data-status", state);
       setAttribute(link, "href", sessionHref(session.row.id));
       const between = key === session.row.id ? ": " : ", agent of ";
-      const title = kind === "session" ? label : `${label}${between}${labelOf(session)}`;
+      const title = kind === "session" ? label : `${label}${between}${sessionName(session.row)}`;
       setAttribute(link, "title", title);
       setText(name, label);
+      setText(type, badge ?? "");
       setText(sub, lengthInWords(lane, now));
     },
   };

@@ -1,0 +1,95 @@
+/**
+ * Which sessions need the person, why and since when: one rule for the list, the header, the tab's title
+ * and the notifications.
+ *
+ *     waiting    a question or a permission is open
+ *     retrying   the model's provider refuses
+ *     lost       its process is gone, in the middle of its work
+ *     silent     a call runs for longer than its tool does in 95 of 100 cases, or nothing came for 5 minutes
+ *     failed     it has ended with an error
+ *
+ * An agent lifts the session that sent it out. Its failure doesn't: that session hears of it, and goes on.
+ * No DOM, no clock, no network: tested without a browser.
+ */
+
+import { asText, oneLine } from "./events.ts";
+import { HOUR_MS, MINUTE_MS, formatDuration, joined } from "./format.ts";
+import { type Rows, type SessionEntry, doingOf, spansOf } from "./rows.ts";
+import { type TreeNode, treeOf } from "./tree.ts";
+
+/** The most urgent first. */
+const CAUSES = ["waiting", "retrying", "lost", "silent", "failed"] as const;
+export type Cause = (typeof CAUSES)[number];
+
+export interface Need {
+  session: SessionEntry;
+  /** The session itself, or the one at the top above it. */
+  root: TreeNode;
+  cause: Cause;
+  /** Milliseconds since 1970. */
+  since: number;
+  text: string;
+}
+
+const SILENT_MS = 5 * MINUTE_MS;
+/** A call that runs for less is nothing to look at, however short the others were. */
+const MIN_SLOW_MS = MINUTE_MS;
+/** Who was lost, or failed, before a night's sleep is history. */
+const RECENT_MS = 12 * HOUR_MS;
+
+/** By tool, in ms: 95 of 100 of its calls take less; null: not known yet. */
+type Usual = ReadonlyMap<string, number> | null;
+
+/** By cause, then the oldest first. */
+export function needsOf(rows: Rows, usual: Usual, now: number): Need[] {
+  const needs: Need[] = [];
+  const roots = new Map<TreeNode, TreeNode>();
+  for (const node of treeOf(rows).order) {
+    const root = (node.parent && roots.get(node.parent)) ?? node; // parents come before their children
+    roots.set(node, root);
+    const need = needOf(rows, node, usual, now);
+    if (need !== null) needs.push({ session: node.entry, root, ...need });
+  }
+  const rank = ({ cause }: Need) => CAUSES.indexOf(cause);
+  return needs.sort((a, b) => rank(a) - rank(b) || a.since - b.since);
+}
+
+function needOf(rows: Rows, node: TreeNode, usual: Usual, now: number) {
+  const { entry: session, parent, latest, children } = node;
+  const { status, is_lost, stale_at, last_event_at, waiting_since, now: open, info } = session.row;
+  const told = (cause: Cause, since: number, text: string) => ({ cause, since, text });
+  const doing = () => doingOf(rows, session, now);
+  const does = () => joined([doing()?.text ?? null, doing()?.time ?? null], ", ");
+  const endedAt = Date.parse(stale_at ?? last_event_at);
+  const isRecent = now - endedAt < RECENT_MS;
+  if (waiting_since !== null)
+    return told("waiting", Date.parse(waiting_since), does() || "Waits for you");
+  if (open?.kind === "retry") return told("retrying", Date.parse(open.started_at), does());
+  if (is_lost && isRecent) return told("lost", endedAt, does());
+  if (status === "active") {
+    if (children.some(({ goesOn }) => goesOn)) return null; // it waits for them
+    const p95 = open?.kind === "tool" ? usual?.get(open.name ?? "") : undefined;
+    if (p95 === undefined) {
+      if (now - latest < SILENT_MS) return null;
+      return told("silent", latest, joined(["Silent", doing()?.text ?? null], ": "));
+    }
+    // What it has waited for the person is not its length.
+    const answeredAt = spansOf(rows, session.row.id).wait.at(-1)?.end ?? 0;
+    const since = Math.max(Date.parse(open?.started_at ?? ""), answeredAt);
+    const isSlow = now - since >= Math.max(MIN_SLOW_MS, p95);
+    const usually = `Slow, usually under ${formatDuration(p95)}: `;
+    return isSlow ? told("silent", since, usually + doing()?.text) : null;
+  }
+  if (status !== "completed" || parent !== null || !isRecent) return null;
+  const outcome = latestOutcome(rows, session);
+  const error = outcome?.row.outcome === "failed" ? (outcome.row.error ?? "no reason") : null;
+  if (info.reason === undefined ? error === null : info.reason !== "error") return null;
+  return told("failed", endedAt, `Failed: ${oneLine(error ?? asText(info.error) ?? "no reason")}`);
+}
+
+/** Of what was over last. */
+function latestOutcome(rows: Rows, { row }: SessionEntry) {
+  const { tool, agent, model, mark } = spansOf(rows, row.id);
+  const latest = [mark, model, agent, tool].flatMap((spans) => spans.slice(-1));
+  return latest.sort((a, b) => (b.end ?? Infinity) - (a.end ?? Infinity))[0];
+}

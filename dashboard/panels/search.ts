@@ -1,0 +1,337 @@
+/** One box that finds sessions and events in the whole history, and lists the calls behind a figure. */
+
+import { hashOf, sessionHref } from "../address.ts";
+import { findEvents } from "../api.ts";
+import { type ListRow, byId, createList, part, setAttribute, setText, shown } from "../dom.ts";
+import {
+  CALL_KINDS,
+  EVENT_LABELS,
+  type TelemetryEvent,
+  asText,
+  hasWords,
+  looksFailed,
+  parseRecord,
+  toolFamily,
+  wordsIn,
+} from "../events.ts";
+import { HOUR_MS, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
+import { type Rows, type SessionEntry, labelOf, statusOf } from "../rows.ts";
+import { STATUS_WORDS } from "./sessions.ts";
+import { type UsageQuery, nameOf } from "./usage.ts";
+
+/** How long a person pauses before a question is asked. */
+const DEBOUNCE_MS = 120;
+const PAGE_HITS = 50;
+const MAX_SESSIONS = 8;
+/** Of the calls behind a figure: how many are looked at, and how many of each kind are listed. */
+const LOOKED_AT_CALLS = 3_000;
+const LISTED_CALLS = 10;
+/** Of a long text, how much is shown before and after the first word that was found. */
+const BEFORE_CHARS = 30;
+const AFTER_CHARS = 300;
+const NO_FILTER = { type: null, tool: "", sessionId: null, text: "" };
+/** Fields that are told otherwise, or tell a person nothing. */
+const UNTOLD = "id type session_id timestamp call_id tool sender outcome error".split(" ");
+const HINT =
+  "Any words: of a command, a path, an error. file:path finds the sessions that touched it.";
+
+/** A line of the list. */
+interface Hit {
+  /** The list has a heading where it changes. */
+  group: string;
+  id: string | number;
+  at: number;
+  mark: string;
+  name: string;
+  /** Every second part is a word that was found. */
+  parts: string[];
+  length: number | null;
+  sessionId: string;
+  href: string;
+}
+
+/** All text in a value; JSON in a text is opened. Numbers tell little. */
+function textsIn(value: unknown): string[] {
+  const inner = typeof value === "string" ? parseRecord(value) : value;
+  if (typeof value === "string" && inner === null) return [value];
+  return Object.values(inner ?? {}).flatMap(textsIn);
+}
+
+/** What an event says around the first of `words`, cut where they are: ["run ", "bun", " test"]. */
+export function partsOf(fields: Readonly<Record<string, unknown>>, words: readonly string[]) {
+  const told = Object.entries(fields).filter(([name]) => !UNTOLD.includes(name));
+  const texts = new Set(textsIn([fields.error, ...told.map(([, value]) => value)]));
+  return cutAt([...texts].join(" · "), words);
+}
+
+function cutAt(text: string, words: readonly string[]): string[] {
+  const wholes = words.map((word) => {
+    const letters = [...word].map((letter) => `${letter}\\p{M}*`).join("");
+    // In scripts without capitals each letter is a word.
+    const isLetter = /^[\p{Lo}\p{So}]/u.test(word);
+    return isLetter ? letters : `(?<![\\p{L}\\p{N}])${letters}(?![\\p{L}\\p{N}])`;
+  });
+  const pattern = new RegExp(`(${wholes.join("|") || "(?!)"})`, "giu");
+  const all = text.normalize("NFD").replace(/\s+/g, " ");
+  const from = Math.max(0, all.search(pattern) - BEFORE_CHARS);
+  const [first = "", ...rest] = all.slice(from, from + AFTER_CHARS).split(pattern);
+  const parts = [from === 0 ? first : first.replace(/^\S*/, "…"), ...rest];
+  return parts.map((part) => part.normalize("NFC"));
+}
+
+function eventHit(group: string, event: TelemetryEvent, text: string): Hit {
+  const { id, type, session_id: sessionId, at, fields } = event;
+  const kind = CALL_KINDS[type];
+  const name = kind === undefined || kind === "model" ? EVENT_LABELS[type] : nameOf(fields);
+  const color = kind === "tool" ? toolFamily(name) : (kind ?? "note");
+  const mark = `key key-${looksFailed(event) ? "failed" : color}`;
+  const { duration_ms, waited_ms } = fields;
+  const length = typeof duration_ms === "number" ? duration_ms - (Number(waited_ms) || 0) : null;
+  // What is no call has no bar: the session's events are filtered to where it is.
+  const [filter, spanId] = kind ? [NO_FILTER, id] : [{ ...NO_FILTER, text }, null];
+  const parts = partsOf(fields, wordsIn(text));
+  const href = hashOf({ sessionId, filter, spanId });
+  return { group, id, at, mark, name, parts, length, sessionId, href };
+}
+
+function sessionHit(entry: SessionEntry, words: readonly string[]): Hit {
+  const { id, info } = entry.row;
+  return {
+    ...{ group: "Sessions", id, at: entry.lastEventAt, mark: "dot" },
+    name: STATUS_WORDS[statusOf(entry)],
+    parts: cutAt(`${labelOf(entry)} · ${asText(info.directory) ?? id}`, words),
+    ...{ length: null, sessionId: id, href: sessionHref(id) },
+  };
+}
+
+export interface SearchOptions {
+  rows: () => Rows;
+  /** A hit is here, but not its session. */
+  seekSession: (id: string) => void;
+}
+
+export function createSearch({ rows, seekSession }: SearchOptions) {
+  const dialog = byId("search", HTMLDialogElement);
+  const input = byId("search-text", HTMLInputElement);
+  const title = byId("search-title", HTMLHeadingElement);
+  const note = byId("search-note", HTMLParagraphElement);
+  const list = byId("search-hits", HTMLOListElement);
+  const more = byId("search-more", HTMLButtonElement);
+  const showHits = createList<Item>(
+    "search-hits",
+    "search-hit",
+    ({ hit: { group, id } }) => `${group} ${id}`,
+    createHit,
+  );
+  /** The number of the latest question: an answer to an earlier one counts for nothing. */
+  let asked = 0;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let text = "";
+  let isOfFile = false;
+  let found: Hit[] = [];
+  let before: number | undefined;
+  let selected = 0;
+
+  function sessionHits(): Hit[] {
+    const words = wordsIn(text);
+    if (words.length === 0 || isOfFile || input.hidden) return [];
+    const isMatch = ({ row: { id, info } }: SessionEntry) =>
+      hasWords(`${asText(info.title)}\n${asText(info.directory)}\n${id}`, words);
+    const sessions = [...rows().sessions.values()].filter(isMatch);
+    sessions.sort((a, b) => b.lastEventAt - a.lastEventAt);
+    return sessions.slice(0, MAX_SESSIONS).map((entry) => sessionHit(entry, words));
+  }
+
+  /** @returns how many lines there are */
+  function show(): number {
+    if (!dialog.open) return 0;
+    const hits = [...sessionHits(), ...found];
+    selected = Math.max(0, Math.min(selected, hits.length - 1));
+    showHits(
+      hits.map((hit, index) => {
+        const entry = rows().sessions.get(hit.sessionId);
+        if (entry === undefined) seekSession(hit.sessionId);
+        const isFirst = hit.group !== hits[index - 1]?.group;
+        return { hit, isFirst, isSelected: index === selected, entry };
+      }),
+    );
+    const active = list.querySelector("[aria-selected=true]")?.id ?? "";
+    for (const focused of [input, list]) setAttribute(focused, "aria-activedescendant", active);
+    return hits.length;
+  }
+
+  /** Adds pages to what was found, until there is something new or there are no more. */
+  async function find(mine: number): Promise<void> {
+    const known = new Set(found.map(({ sessionId }) => sessionId));
+    const length = found.length;
+    more.hidden = true;
+    setText(note, "Searching…");
+    for (;;) {
+      const limit = isOfFile ? 10 * PAGE_HITS : PAGE_HITS;
+      const { events, isIndexed } = await findEvents({ q: text, before, limit });
+      if (mine !== asked) return;
+      before = events.at(-1)?.id;
+      for (const event of events) {
+        // Of those that touched a file each session is listed once, with its latest call.
+        if (isOfFile && (known.has(event.session_id) || CALL_KINDS[event.type] !== "tool"))
+          continue;
+        known.add(event.session_id);
+        found.push(eventHit(isOfFile ? "Sessions that touched it" : "Events", event, text));
+      }
+      const isDone = before === undefined;
+      if (found.length === length && !isDone) continue;
+      more.hidden = isDone;
+      const isNone = show() === 0 && isDone;
+      const none = isNone ? "No session or event matches. " : "";
+      return setText(note, none + (isIndexed ? "" : "The newest events are still being indexed."));
+    }
+  }
+
+  /** Begins a list; what is found for an earlier one comes too late. @returns its number */
+  function begin(words: string): number {
+    clearTimeout(timer);
+    [found, before, selected, more.hidden] = [[], undefined, 0, true];
+    setText(note, words);
+    show();
+    return ++asked;
+  }
+
+  async function findCalls(
+    mine: number,
+    name: string,
+    { kind, hours }: UsageQuery,
+    now: number,
+  ): Promise<void> {
+    const types = { tools: "tool_use", agents: "agent_complete", models: "model_response" };
+    const wanted = { type: types[kind], [kind === "tools" ? "tool" : "q"]: name };
+    const start = now - hours * HOUR_MS;
+    const from = new Date(start).toISOString();
+    const calls: TelemetryEvent[] = [];
+    let isDone = false;
+    while (!isDone && calls.length < LOOKED_AT_CALLS) {
+      const { events } = await findEvents({ ...wanted, from, before });
+      if (mine !== asked) return;
+      calls.push(...events.filter(({ fields }) => nameOf(fields) === name));
+      before = events.at(-1)?.id;
+      isDone = before === undefined;
+    }
+    const timed = calls.map((event) => eventHit("Slowest", event, ""));
+    const slow = timed.filter(({ length }) => length !== null);
+    slow.sort((a, b) => (b.length ?? 0) - (a.length ?? 0));
+    const bad = calls.filter(looksFailed).map((event) => eventHit("Failed", event, ""));
+    found = [...slow.slice(0, LISTED_CALLS), ...bad.slice(0, LISTED_CALLS)];
+    show();
+    const since = formatMoment(isDone ? start : (calls.at(-1)?.at ?? start), now);
+    const all = `${isDone ? "all" : "the latest"} ${formatCount(calls.length)}`;
+    setText(note, `Of ${all} since ${since}; ${formatCount(bad.length)} of them failed.`);
+  }
+
+  async function run(mine: number, work: Promise<void>): Promise<void> {
+    await work.catch((error: unknown) => {
+      const reason = error instanceof Error ? error.message : String(error);
+      if (mine === asked) setText(note, `The server can't tell: ${reason}`);
+    });
+  }
+
+  function ask(): void {
+    isOfFile = /^\s*file:/i.test(input.value);
+    text = input.value.replace(/^\s*file:/i, "").trim();
+    const isAsked = wordsIn(text).length > 0;
+    const mine = begin(isAsked ? "Searching…" : HINT);
+    if (isAsked) timer = setTimeout(() => void run(mine, find(mine)), DEBOUNCE_MS);
+  }
+
+  function open(heading: string | null): void {
+    title.hidden = heading === null;
+    input.hidden = heading !== null;
+    setText(title, heading ?? "");
+    if (!dialog.open) dialog.showModal();
+    if (heading === null) input.select();
+    else list.focus();
+  }
+
+  function openSearch(): void {
+    open(null);
+    ask();
+  }
+
+  input.addEventListener("input", ask);
+  more.addEventListener("click", () => void run(asked, find(asked)));
+  byId("search-open", HTMLButtonElement).addEventListener("click", openSearch);
+  list.addEventListener("click", ({ target, ctrlKey, metaKey, shiftKey }) => {
+    const isElsewhere = ctrlKey || metaKey || shiftKey; // in another tab
+    if (target instanceof Element && target.closest("a") && !isElsewhere) dialog.close();
+  });
+  dialog.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key] ?? 0;
+    const isEnter = event.key === "Enter" && !event.isComposing && event.target !== more;
+    if (step === 0 && !isEnter) return;
+    event.preventDefault();
+    selected += step;
+    show();
+    const line = list.querySelector<HTMLElement>("[aria-selected=true]");
+    if (isEnter) line?.click();
+    else line?.scrollIntoView({ block: "nearest" });
+  });
+  document.addEventListener("keydown", (event) => {
+    const { key, target, ctrlKey, metaKey, altKey } = event;
+    const isTyping = target instanceof Element && target.closest("input, select, dialog");
+    const isSlash = key === "/" && !isTyping && !ctrlKey && !metaKey;
+    if (altKey || !(isSlash || (key.toLowerCase() === "k" && (ctrlKey || metaKey)))) return;
+    event.preventDefault();
+    openSearch();
+  });
+
+  return {
+    /** Again, with the sessions that are here now. */
+    show,
+    /** The slowest and the failed of the latest calls of a tool, an agent or a model. */
+    showCalls(name: string, query: UsageQuery, now: number): void {
+      open(name);
+      const mine = begin("Searching…");
+      void run(mine, findCalls(mine, name, query, now));
+    },
+  };
+}
+
+interface Item {
+  hit: Hit;
+  isFirst: boolean;
+  isSelected: boolean;
+  entry: SessionEntry | undefined;
+}
+
+function createHit(root: HTMLElement): ListRow<Item> {
+  const group = part(root, "h3", HTMLElement);
+  const link = part(root, "a", HTMLAnchorElement);
+  const key = part(root, "i", HTMLElement);
+  const text = part(root, ".hit-text", HTMLElement);
+  const told = [...root.querySelectorAll("time, strong, .hit-length, .hit-session")];
+  let shownParts: string[] = [];
+  return {
+    root,
+    update({ hit, isFirst, isSelected, entry }) {
+      const { id, at, mark, name, parts, length, sessionId, href } = hit;
+      const session = mark === "dot" ? "" : entry === undefined ? sessionId : labelOf(entry);
+      const time = formatTimeOrDay(at, Date.now());
+      const words = [time, name, length === null ? "" : formatDuration(length), session];
+      for (const [index, word] of words.entries()) if (told[index]) setText(told[index], word);
+      setText(group, hit.group);
+      group.hidden = !isFirst;
+      link.id = `hit-${hit.group}-${id}`;
+      setAttribute(link, "href", href);
+      setAttribute(link, "title", formatMoment(at, Date.now()));
+      setAttribute(link, "aria-selected", String(isSelected));
+      setAttribute(key, "class", mark);
+      setAttribute(key, "data-status", mark === "dot" && entry ? statusOf(entry) : "");
+      if (shownParts === parts) return;
+      shownParts = parts;
+      const nodes = parts.map((said, index) => {
+        const node = document.createElement(index % 2 ? "mark" : "span");
+        node.textContent = shown(said);
+        return node;
+      });
+      text.replaceChildren(...nodes);
+    },
+  };
+}

@@ -1,0 +1,159 @@
+/** What a session's page reads from the rows: its turns and their calls, the files that were changed, the models that were asked. */
+
+import { type TelemetryEvent, asText, isFailure, isRecord } from "./events.ts";
+import {
+  type Rows,
+  type SessionEntry,
+  type SpanEntry,
+  indexByStart,
+  isFailedSpan,
+  markOf,
+  shownEnd,
+  spansOf,
+} from "./rows.ts";
+import { familyOf } from "./tree.ts";
+
+export interface Turn {
+  /** Of the event that began it; 0: nothing tells when it began. */
+  id: number;
+  title: string;
+  start: number;
+  /** So far, where it goes on. */
+  end: number;
+  goesOn: boolean;
+  /** By start; what else went wrong and where the context was compacted are among them. */
+  calls: SpanEntry[];
+  errorCount: number;
+  /** With those of its agents; null: not told. */
+  tokens: number | null;
+  cost: number | null;
+}
+
+/** @param told the session's turn_start and session_compacted events, oldest first */
+export function turnsOf(
+  rows: Rows,
+  { row, startedAt }: SessionEntry,
+  told: readonly TelemetryEvent[],
+  now: number,
+): Turn[] {
+  const begun = told.filter(({ type }) => type === "turn_start").sort((a, b) => a.at - b.at);
+  const create = (id: number, title: string, start: number): Turn => ({
+    ...{ id, title, start, end: start, goesOn: false },
+    ...{ calls: [], errorCount: 0, tokens: null, cost: null },
+  });
+  const first = create(0, begun.length === 0 ? "All calls" : "Before the first turn", startedAt);
+  const before = Math.max(0, row.turn_count - begun.length); // that are too long ago to be here
+  const titled = begun.map(({ id, fields, at }, index) =>
+    create(id, asText(fields.prompt) ?? `Turn ${before + index + 1}`, at),
+  );
+  const turns = [first, ...titled];
+  const turnAt = (at: number) => turns[Math.max(0, indexByStart(turns, at) - 1)] ?? first;
+
+  const compacted = told.filter(({ type }) => type === "session_compacted").map(markOf);
+  for (const call of callsOf(rows, row.id, compacted)) {
+    const turn = turnAt(call.start);
+    turn.calls.push(call);
+    if (isFailedSpan(call)) turn.errorCount++;
+  }
+  for (const span of Object.values(spansOf(rows, row.id)).flat()) {
+    const turn = turnAt(span.start);
+    turn.end = Math.max(turn.end, shownEnd(span, now));
+    turn.goesOn ||= span.end === null;
+  }
+  for (const id of familyOf(rows, row.id))
+    for (const { row: model, start } of spansOf(rows, id).model) {
+      const turn = turnAt(start);
+      turn.tokens = plus(turn.tokens, tokensOf(model.tokens).total);
+      turn.cost = plus(turn.cost, model.cost);
+    }
+  const latest = turns.at(-1) ?? first;
+  latest.goesOn ||= row.working_since !== null;
+  if (latest.goesOn) latest.end = Math.max(latest.end, now);
+  return turns.filter(({ id, calls, tokens }) => id > 0 || calls.length > 0 || tokens !== null);
+}
+
+/** What a session did, by start: of an agent not also the call that spawned it, of models what runs or failed. */
+export function callsOf(rows: Rows, id: string, more: readonly SpanEntry[] = []): SpanEntry[] {
+  const { tool, agent, model, wait, mark } = spansOf(rows, id);
+  const spawned = new Set(agent.map(({ row }) => row.call_id ?? row.id));
+  const calls = new Set(tool.map(({ row }) => row.call_id));
+  return [
+    ...tool.filter(({ row }) => !spawned.has(row.call_id ?? "")),
+    ...agent,
+    ...model.filter(({ row, end }) => end === null || isFailure(row.outcome)),
+    ...wait.filter(({ row }) => row.call_id === null || !calls.has(row.call_id)),
+    ...mark,
+    ...more,
+  ].sort((a, b) => a.start - b.start || a.row.id - b.row.id);
+}
+
+// ─── Tokens ──────────────────────────────────────────────────────────────────
+
+export const TOKEN_KINDS = ["input", "output", "reasoning", "cache_read", "cache_write"] as const;
+
+type Tokens = Record<(typeof TOKEN_KINDS)[number], number> & { total: number | null };
+
+/** @param told of a model's span: a number, or one of each kind */
+export function tokensOf(told: unknown): Tokens {
+  const parts: Record<string, unknown> = isRecord(told) ? told : {};
+  const kinds = { input: 0, output: 0, reasoning: 0, cache_read: 0, cache_write: 0 };
+  const tokens: Tokens = { ...kinds, total: null };
+  for (const kind of TOKEN_KINDS) tokens[kind] = Number(parts[kind] ?? 0) || 0;
+  if (isRecord(told)) tokens.total = TOKEN_KINDS.reduce((sum, kind) => sum + tokens[kind], 0);
+  if (typeof told === "number") tokens.total = told;
+  return tokens;
+}
+
+/** How much of its context the newest model of a session was given; null: not told. */
+export function contextOf(rows: Rows, id: string): { used: number; limit: number } | null {
+  const newest = spansOf(rows, id).model.findLast(({ row }) => isRecord(row.tokens))?.row;
+  const limit = newest?.attributes?.context_limit;
+  if (newest === undefined || typeof limit !== "number" || limit <= 0) return null;
+  const { input, cache_read, cache_write } = tokensOf(newest.tokens);
+  return { used: input + cache_read + cache_write, limit };
+}
+
+/** By model, in these sessions, the dearest first; a cost of null: not told. */
+export function modelsOf(rows: Rows, family: ReadonlySet<string>) {
+  const models = new Map<string, Tokens & { name: string; answers: number; cost: number | null }>();
+  for (const { row } of [...family].flatMap((id) => spansOf(rows, id).model)) {
+    const known = models.get(row.name);
+    const used = known ?? { name: row.name, answers: 0, cost: null, ...tokensOf(null) };
+    const told = tokensOf(row.tokens);
+    used.answers++;
+    for (const kind of TOKEN_KINDS) used[kind] += told[kind];
+    used.total = plus(used.total, told.total);
+    used.cost = plus(used.cost, row.cost);
+    models.set(row.name, used);
+  }
+  return [...models.values()].sort((a, b) => (b.cost ?? 0) - (a.cost ?? 0));
+}
+
+/** A sum of what is told; null: nothing is. */
+function plus(sum: number | null, value: unknown): number | null {
+  return typeof value === "number" ? (sum ?? 0) + value : sum;
+}
+
+// ─── Files ───────────────────────────────────────────────────────────────────
+
+/** The files that these sessions have changed, by path, relative to `directory`; null: lines aren't told. */
+export function filesOf(rows: Rows, family: ReadonlySet<string>, directory: unknown) {
+  const root = `${asText(directory) ?? ""}/`;
+  const none = { edits: 0, additions: null as number | null, deletions: null as number | null };
+  const files = new Map<string, typeof none & { path: string }>();
+  for (const { row } of [...family].flatMap((id) => spansOf(rows, id).tool)) {
+    const told = row.attributes?.files;
+    for (const file of Array.isArray(told) ? told.filter(isRecord) : []) {
+      const whole = asText(file.path) ?? "";
+      const path = whole.startsWith(root) ? whole.slice(root.length) : whole;
+      const known = files.get(path) ?? none;
+      files.set(path, {
+        path,
+        edits: known.edits + 1,
+        additions: plus(known.additions, file.additions),
+        deletions: plus(known.deletions, file.deletions),
+      });
+    }
+  }
+  return [...files.values()].sort((a, b) => (a.path < b.path ? -1 : 1));
+}

@@ -1,0 +1,217 @@
+/** What a person looks for: events of long ago, what it cost, the calls behind a figure. */
+
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { hasWords, wordsIn } from "../dashboard/events.ts";
+import { formatChange } from "../dashboard/format.ts";
+import { partsOf } from "../dashboard/panels/search.ts";
+import { type Page, call, openPage, post, postAll } from "./dashboard.ts";
+import type { PostedEvent } from "./fixtures.ts";
+import { getJson, hasChromium, startTestServer, type TestServer, waitFor } from "./helpers.ts";
+
+setDefaultTimeout(20_000);
+
+const DAY_MS = 86_400_000;
+
+test.each([
+  [{ args: { command: "bun test" } }, "TEST", ["bun ", "test", ""]],
+  [{ args: '{"filePath":"/src/a.ts"}' }, "a.ts", ["/src/", "a", ".", "ts", ""]],
+  [{ text: "tests of a test" }, "test", ["tests of a ", "test", ""]],
+  [{ text: "Faster búild" }, "build", ["Faster ", "búild", ""]],
+  [{ title: "東京タワー" }, "京", ["東", "京", "タワー"]],
+  [{ error: "bad", args: { a: "one", b: ["two"] } }, "two", ["bad · one · ", "two", ""]],
+  [
+    { text: `${"long ".repeat(99)}needle` },
+    "needle",
+    ["… long long long long long ", "needle", ""],
+  ],
+  [{ text: "(a" }, '"*-(', ["(a"]],
+  [{ id: "x", tool: "x", n: 1 }, "x", [""]],
+])("the text around a word: %j, %s", (fields, text, parts) => {
+  expect(partsOf(fields, wordsIn(text))).toEqual(parts);
+});
+
+test.each([
+  [12, 10, "+20 %"],
+  [5, 10, "−50 %"],
+  [10, 10, "±0 %"],
+  [50, 2, "×25"],
+  [5, 0, ""],
+  [null, 5, ""],
+  [5, null, ""],
+])("formatChange: %p from %p → %p", (now, before, text) => {
+  expect(formatChange(now, before)).toBe(text);
+});
+
+test("hasWords lets through what the server's index finds: without accents, capitals and signs", () => {
+  expect(hasWords('{"path":"/src/Búild.ts"}', wordsIn("build.TS *"))).toBe(true);
+  expect(hasWords('{"path":"/src/build.ts"}', wordsIn("build js"))).toBe(false);
+});
+
+describe.skipIf(!hasChromium)("the page", () => {
+  let server: TestServer;
+  let page: Page;
+  const OLD = Date.now() - 6 * DAY_MS;
+
+  const answer = (at: number, index: number, cost: number): PostedEvent => ({
+    type: "model_response",
+    session_id: `spent-${index}`,
+    timestamp: at,
+    data: {
+      call_id: "m",
+      model: ["opus", "haiku"][index % 2],
+      agent: "build",
+      cost,
+      tokens: { input: 100 * index, output: 10, reasoning: 5, cache_read: 1_000, cache_write: 1 },
+    },
+  });
+  const search = async (text: string) => {
+    await page.run(
+      `(() => { const box = document.querySelector("#search-text"); box.value = ${JSON.stringify(text)}; box.dispatchEvent(new Event("input")); })()`,
+    );
+    const isOver = async () => (await page.text("#search-note")) !== "Searching…";
+    await waitFor(isOver, `an answer for ${text}`);
+    return page.texts("#search-hits a");
+  };
+
+  beforeAll(async () => {
+    server = await startTestServer();
+    const old = { session_id: "old", timestamp: OLD };
+    const start = { tool: "edit", call_id: "c1", args: { filePath: "src/needle.ts" } };
+    await postAll(server, [
+      { ...old, type: "session_start", data: { title: "Long ago <b>" } },
+      { ...old, type: "tool_start", data: start },
+      {
+        ...old,
+        type: "tool_use",
+        data: { ...start, duration_ms: 7, args: { pattern: "needle of hay" } },
+      },
+      { ...old, type: "turn_start", data: { prompt: "a needle, please" } },
+      ...Array.from({ length: 2_600 }, (_, index) =>
+        call("bash", { call_id: `b${index}`, duration_ms: index, success: index !== 17 }, "new"),
+      ),
+      { type: "session_start", session_id: "spent-0", data: { directory: "/srv/shop" } },
+      ...[0, 1, 2, 8, 20, 40].map((days, index) =>
+        answer(Date.now() - days * DAY_MS, index, 1.5 + index),
+      ),
+    ]);
+    const isIndexed = async () =>
+      (await getJson<{ indexed_to?: number }>(server, "/api/events?q=x")).indexed_to === undefined;
+    await waitFor(isIndexed, "the index");
+    page = await openPage(server);
+  });
+
+  afterAll(async () => {
+    expect(page.problems).toEqual([]);
+    page[Symbol.dispose]();
+    await server[Symbol.asyncDispose]();
+    Bun.WebView.closeAll();
+  });
+
+  test("search: what isn't loaded is found by keyboard, and opened at its call", async () => {
+    await page.run(
+      `document.dispatchEvent(new KeyboardEvent("keydown", { key: "k", ctrlKey: true, cancelable: true }))`,
+    );
+    expect(await page.run<string>(`document.activeElement.id`)).toBe("search-text");
+    expect(await search("Needle")).toHaveLength(3);
+    expect(await page.texts("#search-hits mark")).toEqual(["needle", "needle", "needle"]);
+    await waitFor(
+      async () => (await page.texts(".hit-session")).every((name) => name === "Long ago <b>"),
+      "the session's name",
+    );
+    await page.press("ArrowDown");
+    expect(await page.text('#search-hits [aria-selected="true"] .hit-text')).toContain("hay");
+    await page.press("Enter");
+    const { spans } = await getJson<{ spans: { id: number }[] }>(
+      server,
+      "/api/spans?sessionId=old",
+    );
+    await waitFor(
+      async () =>
+        (await page.run<string>("location.hash")) === `#/session/old?span=${spans[0]?.id}`,
+      "the span of the call in the address",
+    );
+    expect(await page.text("#search")).toBeNull();
+    await waitFor(async () => (await page.text("#readout-head")) !== "", "the selected call");
+
+    await page.click("#search-open");
+    expect(await search("file:src/needle.ts")).toHaveLength(1);
+    expect(await search("ago LONG")).toHaveLength(2);
+    expect(await page.texts("#search-hits h3")).toEqual(["Sessions", "Events"]);
+    for (const odd of ['"', "*", "-a-", "🙈", "東京", "NEAR(", "file:", "'; DROP", "\\", "zzzz"]) {
+      await search(odd);
+      expect(await page.text("#search-note")).not.toContain("can't tell");
+    }
+    expect(await page.text("#search-note")).toBe("No session or event matches.");
+    await page.press("Escape");
+    expect(await page.text("#search")).toBeNull();
+  });
+
+  test("the feed's filters ask the server: of what isn't loaded, and before they say that there is none", async () => {
+    await page.run(`void (location.hash = "#/?q=HAY")`);
+    await waitFor(async () => (await page.count(".line")) === 1, "the event of long ago");
+    await page.run(`void (location.hash = "#/?q=zzzz")`);
+    await waitFor(async () => (await page.text("#feed-empty")) !== null, "no event matches");
+  });
+
+  test("a row of the figures opens its slowest and its failed calls, and says of how many", async () => {
+    await page.run(`void (location.hash = "#/")`);
+    await waitFor(async () => (await page.count("#usage-rows tr")) === 1, "usage");
+    await page.click("#usage-rows button");
+    await waitFor(async () => (await page.texts("#search-hits a")).length === 11, "the calls");
+    expect(await page.texts(".hit-length")).toContain("2.6 s");
+    expect(await page.text("#search-note")).toContain("Of all 2,600");
+    expect(await page.text("#search-note")).toContain("1 of them failed");
+    await page.press("Escape");
+    await page.click('#usage-kind [data-kind="models"]');
+    await page.click('#usage-hours [data-hours="24"]');
+    await waitFor(async () => (await page.texts("#usage-rows th")).includes("opus"), "models");
+  });
+
+  test("spend: as the API sums it up, against the time before", async () => {
+    await page.click('.doors a[href="#/spend"]');
+    type Row = { model: string; cost: number };
+    const costs = async (days: number, before = 0) => {
+      const query = `by=model&days=${days}&before_hours=${before * 24}`;
+      const url = `/api/analytics/spend?${query}`;
+      const { spend } = await getJson<{ spend: Row[] }>(server, url);
+      return spend;
+    };
+    const sum = (rows: Row[]) => rows.reduce((all, { cost }) => all + cost, 0);
+    for (const days of [1, 7, 30]) {
+      const button = `#spend-days [data-days="${days}"]`;
+      await page.click(button);
+      const [rows, before] = [await costs(days), await costs(days, days)];
+      const wanted = rows.map(({ model, cost }) => `${model} $${cost.toFixed(2)}`);
+      if (rows.length > 1) wanted.unshift(`Total $${sum(rows).toFixed(2)}`);
+      await waitFor(async () => {
+        const names = await page.texts("#spend-rows th");
+        const figures = await page.texts("#spend-rows td:nth-child(2) .number");
+        return names.map((name, index) => `${name} ${figures[index]}`).join() === wanted.join();
+      }, `${days} days: ${wanted}`);
+      expect(await page.text(`${button} strong`)).toBe(`$${sum(rows).toFixed(2)}`);
+      expect(await page.text(`${button} small`)).toStartWith(formatChange(sum(rows), sum(before)));
+    }
+    expect(await page.count("#spend-chart li")).toBe(30);
+    await page.click('#spend-heads [data-column="Input"] button');
+    const inputs = await page.texts('#spend-rows [data-total="false"] td:nth-child(4) .number');
+    expect(inputs).toEqual(["600", "400"]);
+    await page.click('#spend-by [data-by="directory"]');
+    await waitFor(
+      async () => (await page.texts("#spend-rows th")).join() === "Total,Not told,/srv/shop",
+      "directories",
+    );
+  });
+
+  test("a session is deleted after a question, and the page goes back", async () => {
+    await post(server, call("bash", {}, "gone"));
+    await page.run(`void (location.hash = "#/session/gone")`);
+    await page.click("#session-delete");
+    await page.click("#delete-confirm");
+    await waitFor(async () => (await page.run("location.hash")) === "#/", "the overview");
+    expect((await fetch(`${server.url}/api/sessions/gone`)).status).toBe(404);
+    await waitFor(
+      async () => !(await page.texts(".session-label")).includes("gone"),
+      "the list without it",
+    );
+  });
+});
