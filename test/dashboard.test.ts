@@ -276,7 +276,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     using page = await openPage(fresh);
     const hasRows = (count: number) =>
-      waitFor(async () => (await page.count(".line")) === count, `${count} rows`);
+      waitFor(async () => (await page.count("#feed-list .line")) === count, `${count} rows`);
     for (const count of [60, 120]) {
       await hasRows(count);
       await page.run(`document.querySelector("#feed-older").scrollIntoView()`);
@@ -393,7 +393,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       },
     ]);
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.count(".line")) === 9, "the feed: an agent is one line");
+    await waitFor(
+      async () => (await page.count("#feed-list .line")) === 9,
+      "the feed: an agent is one line",
+    );
     await page.run(`document.querySelectorAll(".line summary").forEach((line) => line.click())`);
     await waitFor(
       async () => (await page.texts(".line details > pre")).every((data) => data !== ""),
@@ -453,7 +456,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     ]);
     using page = await openPage(fresh);
     await waitFor(
-      async () => (await page.count(".line")) === 5,
+      async () => (await page.count("#feed-list .line")) === 5,
       "the feed: one line for two starts",
     );
     await waitFor(async () => (await page.text("#stat-needs-name")) !== "", "who waits");
@@ -598,7 +601,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.press("ArrowRight");
     await page.press("Enter");
     await waitFor(async () => (await hash()).includes("span="), "a call again");
-    expect(await head()).not.toBeNull();
+    await waitFor(async () => (await head()) !== null, "its readout");
     await page.press("Enter");
     await waitFor(
       async () => (await page.attribute("body", "data-view")) === "session",

@@ -148,7 +148,10 @@ describe.skipIf(!hasChromium)("the page", () => {
 
   test("the feed's filters ask the server: of what isn't loaded, and before they say that there is none", async () => {
     await page.run(`void (location.hash = "#/?q=HAY")`);
-    await waitFor(async () => (await page.count(".line")) === 1, "the event of long ago");
+    await waitFor(
+      async () => (await page.count("#feed-list .line")) === 1,
+      "the event of long ago",
+    );
     await page.run(`void (location.hash = "#/?q=zzzz")`);
     await waitFor(async () => (await page.text("#feed-empty")) !== null, "no event matches");
   });
