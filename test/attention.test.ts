@@ -109,7 +109,7 @@ test("the most urgent first, then the oldest; an agent lifts the session at the 
     failed: ended(60, { reason: "error" }),
     silent: { last_event_at: ago(9) },
     // It waits for its agent, and hears of a failure of its.
-    busy: { last_event_at: ago(30) },
+    busy: call("bash", 30),
     agent: { ...below("busy") },
     nested: { ...below("agent"), waiting_since: ago(1) },
     broken: { ...ended(1, { reason: "error" }), ...below("busy") },

@@ -64,10 +64,12 @@ describe.skipIf(!hasChromium)("the page", () => {
       tokens: { input: 100 * index, output: 10, reasoning: 5, cache_read: 1_000, cache_write: 1 },
     },
   });
-  const search = async (text: string) => {
-    await page.run(
+  const typeIn = (text: string) =>
+    page.run(
       `(() => { const box = document.querySelector("#search-text"); box.value = ${JSON.stringify(text)}; box.dispatchEvent(new Event("input")); })()`,
     );
+  const search = async (text: string) => {
+    await typeIn(text);
     const isOver = async () => (await page.text("#search-note")) !== "Searching…";
     await waitFor(isOver, `an answer for ${text}`);
     return page.texts("#search-hits a");
@@ -136,7 +138,9 @@ describe.skipIf(!hasChromium)("the page", () => {
     await page.click("#search-open");
     expect(await search("file:src/needle.ts")).toHaveLength(1);
     expect(await search("ago LONG")).toHaveLength(2);
-    expect(await page.texts("#search-hits h3")).toEqual(["Sessions", "Events"]);
+    expect(await page.texts("#search-hits h3:not([hidden])")).toEqual(["Sessions", "Events"]);
+    expect(await search("needle")).toHaveLength(3);
+    expect(await page.texts("#search-hits h3:not([hidden])")).toEqual(["Events"]);
     for (const odd of ['"', "*", "-a-", "🙈", "東京", "NEAR(", "file:", "'; DROP", "\\", "zzzz"]) {
       await search(odd);
       expect(await page.text("#search-note")).not.toContain("can't tell");
@@ -144,6 +148,30 @@ describe.skipIf(!hasChromium)("the page", () => {
     expect(await page.text("#search-note")).toBe("No session or event matches.");
     await page.press("Escape");
     expect(await page.text("#search")).toBeNull();
+  });
+
+  test("an answer that comes after the next question counts for nothing", async () => {
+    // The first request's answer is there, and waits to be handed over; then it is read to its end.
+    await page.run(`(() => {
+      const ask = fetch;
+      window.fetch = async (path, init) => {
+        window.fetch = ask;
+        const answer = await ask(path, init);
+        const body = await answer.json();
+        answer.json = async () => (setTimeout(() => (window.isRead = true)), body);
+        await new Promise((handOver) => (window.handOver = handOver));
+        return answer;
+      };
+    })()`);
+    await page.click("#search-open");
+    await typeIn("needle");
+    await waitFor(() => page.run<boolean>("'handOver' in window"), "the first answer");
+    await search("zzzz");
+    await page.run("handOver()");
+    await waitFor(() => page.run<boolean>("window.isRead === true"), "the first answer to be read");
+    expect(await page.texts("#search-hits a")).toEqual([]);
+    expect(await page.text("#search-note")).toBe("No session or event matches.");
+    await page.press("Escape");
   });
 
   test("the feed's filters ask the server: of what isn't loaded, and before they say that there is none", async () => {

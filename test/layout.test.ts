@@ -18,6 +18,7 @@ import {
   windowOf,
   zoomed,
 } from "../dashboard/timeline/layout.ts";
+import { createWindow } from "../dashboard/timeline/window.ts";
 import { describe as inWords, lengthInWords } from "../dashboard/timeline/words.ts";
 import type { Session, Span } from "../server.ts";
 import { openCodeHooks } from "./fixtures.ts";
@@ -369,6 +370,26 @@ describe("the window", () => {
     expect(quiet?.window.end).toBeCloseTo(NOW + 340_000 + pad, 5);
     expect(quiet?.window.length).toBeCloseTo(80_000 + 2 * pad, 5);
     expect(long.end).toBeNull();
+  });
+
+  test("while it fits, it grows at once with what goes on, and shrinks where little of it is needed", () => {
+    const rows = rowsWith({ id: "a" });
+    const long = add(rows, 0, null, { session_id: "a" });
+    const shown = createWindow(
+      () => rows,
+      () => NOW,
+      () => {},
+    );
+    const lengthAt = (seconds: number) => shown.at(NOW + seconds * SECOND_MS).length;
+    const first = lengthAt(20);
+    const grown = lengthAt(300);
+    expect(grown).toBeGreaterThan(first);
+    takeSpan(rows, { ...long.row, ended_at: iso(NOW + 301_000) }, 2);
+    add(rows, 400 * SECOND_MS, null, { session_id: "a" });
+    expect(lengthAt(402)).toBeLessThan(grown);
+    shown.zoom(1 / 2, NOW);
+    const chosen = lengthAt(403);
+    expect(lengthAt(900)).toBe(chosen);
   });
 
   test("without calls it is around the latest event; of a lost session until it was lost", () => {

@@ -695,6 +695,14 @@ describe("a session's page", () => {
     ]);
   });
 
+  test("between two calls its turn goes on, to now", () => {
+    const rows = rowsWith({ id: "s1", turn_count: 1, working_since: iso(NOW) });
+    takeSpan(rows, spanRow(1, at(5)), 1);
+    const told = [event("turn_start", {}, NOW)];
+    const [turn] = turnsOf(rows, entryOf(rows, "s1"), told, NOW + 50);
+    expect(turn).toMatchObject({ goesOn: true, end: NOW + 50 });
+  });
+
   test("files, models and the context, of its agents too", () => {
     const rows = rowsWith({ id: "s1" }, { id: "child", parent_session_id: "s1" });
     const files = (path: string, additions?: number) => ({ files: [{ path, additions }] });
