@@ -142,6 +142,12 @@ test.skipIf(!hasChromium)(
       `told.find(({ tag }) => tag.startsWith("failed")).dispatchEvent(new Event("click"))`,
     );
     expect(await page.run<string>("location.hash")).toBe("#/session/broken");
+    await post(server, [wait("later", "q")]);
+    await page.run(
+      `(() => { const since = performance.now.bind(performance); performance.now = () => since() + 20_000; })()`,
+    );
+    await waitFor(async () => (await told()).length > 3, "the next look");
+    expect(await told()).toHaveLength(4);
     expect(page.problems).toEqual([]);
   },
 );

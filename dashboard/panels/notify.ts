@@ -12,7 +12,6 @@ export function createNotify() {
   let isOn = isPossible && kept("notify") === "on" && Notification.permission === "granted";
   /** What was so before, by its tag: each is told once. */
   const known = new Set<string>();
-  let hasLooked = false;
 
   function show(): void {
     const isDenied = isPossible && Notification.permission === "denied";
@@ -53,10 +52,9 @@ export function createNotify() {
         if (children.length > 0 && !children.some(({ goesOn }) => goesOn))
           causes.set(`done ${entry.row.id} ${children.length}`, [entry, "All its agents are done"]);
       for (const [tag, cause] of causes) {
-        if (isOn && document.hidden && hasLooked && !known.has(tag)) void tell(tag, ...cause);
+        if (isOn && document.hidden && !known.has(tag)) void tell(tag, ...cause);
         known.add(tag);
       }
-      hasLooked = true;
     },
   };
 }
