@@ -218,7 +218,7 @@ export function indexByStart(spans: readonly { start: number }[], start: number)
   return low;
 }
 
-/** @param call_id of an event: any value */
+/** @param call_id as an event has it, whatever that is */
 function callKey(session_id: string, kind: string, call_id: unknown): string {
   return `${session_id}\n${kind}\n${call_id}`;
 }
