@@ -520,20 +520,23 @@ function spanRow({ id, session_id, kind, key }: SpanKey & Id, halves: Halves, ch
 
 /** Outcomes that count as an error. Another rule, here or in `contribution`, needs a migration that folds anew. */
 const ERRORS: readonly unknown[] = ["failed", "exit"];
-const hasErred = (span: SpanRow | null) => span !== null && ERRORS.includes(span.outcome);
+const hasErred = (span?: SpanRow | null) => span != null && ERRORS.includes(span.outcome);
 
 const TOKEN_KINDS = ["total", "input", "output", "reasoning", "cache_read", "cache_write"];
 type Sums = Record<string, number>; // that can be added and taken back
 
-/** What a span counts for: at most one call, one duration and one error, unless its agent's span has that error. */
-function contribution(span: SpanRow, directory: string | null, isToldByAgent = false) {
+/** A completion whose agent was never told of is no agent. */
+const isCounted = ({ kind, start_id }: SpanRow) => kind !== "agent" || start_id !== null;
+
+/** What a span counts for: at most one call, one duration and one error; of a call less what its `agent` counts for. */
+function contribution(span: SpanRow, directory: string | null, agent?: SpanRow | null) {
   const { kind, name, duration_ms, tokens, nanodollars } = span;
-  // A completion whose agent was never told of is no agent.
-  const count = kind === "agent" && span.start_id === null ? 0 : 1;
+  const count = isCounted(span) ? 1 : 0;
   const waited_ms = count * (span.waited_ms ?? 0);
   const timed = count === 1 && duration_ms !== null ? 1 : 0;
-  const total_ms = timed * (duration_ms ?? 0);
-  const errors = hasErred(span) && !isToldByAgent ? 1 : 0;
+  const agent_ms = agent && isCounted(agent) ? (agent.duration_ms ?? 0) : 0;
+  const total_ms = timed * Math.max(0, (duration_ms ?? 0) - agent_ms);
+  const errors = hasErred(span) && !hasErred(agent) ? 1 : 0;
   const isModel = kind === "model";
   const at = span.ended_at ?? span.started_at; // in whose periods it counts
   const sums: Sums = { count, timed, total_ms, waited_ms, errors };
@@ -591,8 +594,8 @@ function percentile(sums: Sums, share: number): number | null {
 
 const APPLICATION_ID = 0x50414f42; // "PAOB" in the header of the file: SQLite's way to tell whose database it is
 
-// Each brings the schema to the version of its index + 1 (PRAGMA user_version): a change appends one. The folds
-// stand in the latest that changed them, which has them folded anew: from the log, as `unfolded` says.
+// Each brings the schema to the version of its index + 1 (PRAGMA user_version): a change appends one.
+// What changes the folds, or what counts, has them folded anew: from the log, as `unfolded` says.
 const MIGRATIONS = [
   `PRAGMA application_id = ${APPLICATION_ID};
    CREATE TABLE events (
@@ -643,7 +646,7 @@ const MIGRATIONS = [
    ALTER TABLE deletions ADD COLUMN counted_from INTEGER; -- by a person: its events from this id on count as yet; NULL: by retention
    ALTER TABLE deletions ADD COLUMN directory TEXT;       -- that its models count for
 
-   -- What is folded from the log, all anew. (Who changes it again keeps the days of usage: the log hasn't them all.)
+   -- What is folded from the log.
    DROP TABLE IF EXISTS sessions; DROP TABLE IF EXISTS spans; DROP TABLE IF EXISTS span_keys; DROP TABLE IF EXISTS usage;
    CREATE TABLE sessions (
      id            TEXT PRIMARY KEY, parent_id TEXT, sender TEXT,
@@ -689,10 +692,15 @@ const MIGRATIONS = [
      sums      TEXT    NOT NULL,                         -- JSON: see contribution
      count     INTEGER AS (sums ->> 'count') STORED, errors INTEGER AS (sums ->> 'errors') STORED,
      PRIMARY KEY (kind, period_ms, start, name)
-   ) WITHOUT ROWID;
-   DELETE FROM unfolded;
-   INSERT INTO unfolded SELECT 0 FROM events LIMIT 1;
-   UPDATE watermark SET keyed_from = 0;`,
+   ) WITHOUT ROWID;`,
+
+  // Has all folded anew, but for what was spent: the log hasn't all of that.
+  `DELETE FROM events WHERE id IN (SELECT events.id FROM sessions JOIN events ON session_id = sessions.id AND events.id <= deleted_to WHERE deleted_to > 0);
+   UPDATE deletions SET counted_from = last_event_id + 1 WHERE counted_from IS NOT NULL;
+   ALTER TABLE unfolded ADD COLUMN keeps_spend INTEGER NOT NULL DEFAULT 0;
+   DELETE FROM usage WHERE kind <> 'spend' OR EXISTS (SELECT 1 FROM unfolded);
+   DELETE FROM sessions; DELETE FROM spans; DELETE FROM span_keys; DELETE FROM unfolded; UPDATE watermark SET keyed_from = 0;
+   INSERT INTO unfolded SELECT 0, EXISTS (SELECT 1 FROM usage) FROM events LIMIT 1;`,
 ];
 
 const MAX_GENERATIONS = 16; // how far down a session's totals go, and how far up an event changes them
@@ -748,7 +756,8 @@ function createUsage(sql: Sql) {
   const select = sql<UsageRow>(`
     SELECT * FROM usage WHERE (${key}) = ($kind, $period_ms, $start, $name)`);
   const write = upsert(sql, "usage", key);
-  const selectCutoff = sql<{ cutoff: number }>("SELECT cutoff FROM watermark");
+  const selectKept = sql<{ cutoff: number; keeps_spend: number }>(`
+    SELECT cutoff, EXISTS (SELECT 1 FROM unfolded WHERE keeps_spend) AS keeps_spend FROM watermark`);
   const cached = new Map<string, Cell>();
   const changed = new Set<Cell>();
 
@@ -784,10 +793,10 @@ function createUsage(sql: Sql) {
     },
     addSpend,
     flush(): void {
-      const { cutoff = 0 } = selectCutoff.get({}) ?? {};
+      const { cutoff = 0, keeps_spend } = selectKept.get({}) ?? {};
       // Of what is deleted nothing counts or is taken back; what was spent outlives it.
       for (const cell of changed)
-        if (cell.kind === "spend" || cell.start + cell.period_ms > cutoff)
+        if (cell.kind === "spend" ? !keeps_spend : cell.start + cell.period_ms > cutoff)
           write.run({ ...cell, sums: JSON.stringify(cell.sums) });
       changed.clear();
       if (cached.size > MAX_CACHED_CELLS) cached.clear();
@@ -994,16 +1003,17 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
   }
 
   /** Moves what a span counts for from what it was to what it is. */
-  function count({ old, row }: TouchedSpan, head: number): void {
+  function count({ old, row }: TouchedSpan, head: number, hasAgents: boolean): void {
     if (row.outcome !== null && !old?.outcome) ended.add(row);
-    const errs = row.key !== null && (hasErred(old) || hasErred(row));
-    // One cause, one error: an agent's is that of its call, too. What `find` loads here is among the touched
-    // from then on, so `flush` comes to it, and counts it again.
-    if (errs && row.kind === "agent") find({ ...row, kind: "tool" });
-    const agent = errs && row.kind === "tool" ? find({ ...row, kind: "agent" }) : null;
     const session = sessions.open(row.session_id);
-    const before = old && contribution(old, session.directory, hasErred(agent?.old ?? null));
-    const after = contribution(row, session.directory, hasErred(agent?.row ?? null));
+    const mayHaveAgent = hasAgents || session.agent_count > 0 || hasErred(old) || hasErred(row);
+    // An agent's time and error are those of its call, too. What `find` loads here is among the touched
+    // from then on, so `flush` comes to it, and counts it again.
+    if (row.key && row.kind === "agent") find({ ...row, kind: "tool" });
+    const isAsked = row.key && row.kind === "tool" && mayHaveAgent;
+    const agent = isAsked ? find({ ...row, kind: "agent" }) : null;
+    const before = old && contribution(old, session.directory, agent?.old);
+    const after = contribution(row, session.directory, agent?.row);
     if (before) usage.add(before, -1, session);
     usage.add(after, 1, session);
     // Its agent's failure makes a child's own errors none.
@@ -1030,7 +1040,7 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
       if (row === null) return;
       const agentId = row.kind === "tool" && row.key ? idOf({ ...row, kind: "agent" }) : undefined;
       const agent = agentId === undefined ? null : selectById.get({ id: agentId });
-      usage.add(contribution(row, directory, hasErred(agent)), -1);
+      usage.add(contribution(row, directory, agent), -1);
     },
     add(event: LoggedEvent): void {
       const { session_id, type, name, id } = event;
@@ -1056,7 +1066,8 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
         if (old !== null) pairLater(old.session_id, old.name);
       }
       for (const [session_id, name] of groups.values()) pair(session_id, name, head);
-      for (const span of touched.values()) count(span, head);
+      const hasAgents = touched.values().some(({ row }) => row.kind === "agent");
+      for (const span of touched.values()) count(span, head, hasAgents);
       touched.clear();
       groups.clear();
       if (recent.size < MAX_RECENT_KEYS) return;
@@ -1166,6 +1177,7 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
       });
     }
     db.run("DELETE FROM unfolded");
+    forget(); // with what was spent, where that was kept
   }
   foldAnew();
 
@@ -1343,9 +1355,8 @@ function createReader(sql: Sql, senders: Senders) {
     const begun_at = last_cut.at === 0 ? started_at : last_cut.at;
     const isWorking = !isOver(fold) && last_cut.type !== "session_end";
     const latest_ms = isWorking ? last_event_at - begun_at : 0;
-    const facts = Object.keys(fold.facts).filter(
-      (name) => !/^(parent_session_id|retry)$/.test(name),
-    );
+    const { parent_session_id: _, retry: __, ...facts } = fold.facts;
+    const told = Object.entries(facts).sort(([a], [b]) => (a < b ? -1 : 1));
     const total = row.is_parent ? selectTotals.get({ id }) : fold;
     const is_excused = own_errors > 0 && row.is_excused === 1;
     return {
@@ -1361,7 +1372,7 @@ function createReader(sql: Sql, senders: Senders) {
       last_event_at: iso(last_event_at),
       waiting_since: isActive && row.waiting_since ? iso(row.waiting_since) : null, // since when it waits for the person; null: it doesn't
       parent_session_id: fold.parent_id,
-      info: Object.fromEntries(facts.sort().map((name) => [name, fold.facts[name]?.[1]])),
+      info: Object.fromEntries(told.map(([name, [, value]]) => [name, value])),
       now: isActive ? activeness(fold, selectSpan.get({ id: row.newest_id })) : null,
       cost: { own: fold.cost, total: total?.cost ?? null }, // US dollars; total: with all below it; null: not known
       tokens: { own: fold.tokens, total: total?.tokens ?? null },
@@ -1418,9 +1429,7 @@ function createReader(sql: Sql, senders: Senders) {
     const counts = { active_sessions: roots, waiting, running_agents: agents };
     const lastHour = activity(now - HOUR_MS, now + MINUTE_MS);
     const errors_last_hour = lastHour.reduce((sum, { error_count }) => sum + error_count, 0);
-    const isOld = ({ name, version, is_lost }: ReturnType<typeof senders.listSenders>[number]) =>
-      name === "opencode" && !is_lost && Bun.semver.satisfies(version ?? "", `<${PLUGIN_VERSION}`);
-    const old_plugin = senders.listSenders(now).find(isOld)?.version ?? null;
+    const old_plugin = senders.olderVersion("opencode", PLUGIN_VERSION, now);
     return { ...counts, errors_last_hour, activity: lastHour, old_plugin };
   }
 
@@ -1596,12 +1605,9 @@ function createReader(sql: Sql, senders: Senders) {
   }
 
   /** The fewest periods that make up [from, to): days, then hours and minutes at both ends. */
-  function* periodsIn(
-    from: number,
-    to: number,
-    [period_ms = 0, ...shorter] = PERIODS_MS,
-  ): Generator<Binds> {
-    if (period_ms === 0) return;
+  function* periodsIn(from: number, to: number, periods = PERIODS_MS): Generator<Binds> {
+    const [period_ms, ...shorter] = periods;
+    if (period_ms === undefined) return;
     const start = Math.min(Math.ceil(from / period_ms) * period_ms, to);
     const end = Math.max(to - (to % period_ms), start);
     yield* periodsIn(from, start, shorter);
@@ -1704,9 +1710,7 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
     SELECT events.id, type, timestamp, failed FROM deletions JOIN events USING (session_id)
      WHERE session_id = $session_id AND events.id >= counted_from AND events.id <= last_event_id
      ORDER BY events.id LIMIT ${PRUNE_ROWS}`);
-  const setCounted = sql(
-    "UPDATE deletions SET counted_from = $next WHERE session_id = $session_id",
-  );
+  const setCounted = sql("UPDATE deletions SET counted_from = $next WHERE session_id = $id");
   const deleteUsage = sql(`DELETE FROM usage WHERE (kind, period_ms, start, name) IN (
        SELECT kind, period_ms, start, name FROM usage
        WHERE start + IIF(kind = 'spend', ${SPEND_KEPT_MS}, period_ms) <= $cutoff LIMIT ${PRUNE_ROWS})`);
@@ -1729,7 +1733,7 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
       spans.takeBack(event.id, directory);
     }
     usage.flush();
-    setCounted.run({ session_id, next: (events.at(-1)?.id ?? LAST - 1) + 1 });
+    setCounted.run({ id: session_id, next: (events.at(-1)?.id ?? LAST - 1) + 1 });
     return true;
   }
 

@@ -78,6 +78,13 @@ export function createSenders(startedAt: number) {
       );
       return turned.map(({ sender }) => sender);
     },
+    /** The version of one named `name` that lives, where it is older than `version`; null: there is none. */
+    olderVersion(name: string, version: string, now: number): string | null {
+      const isOlder = (it: Sender) =>
+        it.name === name && Bun.semver.satisfies(it.version ?? "", `<${version}`);
+      const older = senders.values().find((it) => isOlder(it) && !isLost(it.sender, now));
+      return older?.version ?? null;
+    },
     listSenders: (now: number) =>
       [...senders.values()].map(({ heard_at, back_at: _, bye: __, ...said }) => ({
         ...said,

@@ -28,6 +28,7 @@ const NOW = Date.parse("2026-11-22T11:40:00Z");
 /** What a server of today refuses: a question without an id, and a session that no URL can name. */
 const NO_LONGER_ACCEPTED = ["asks-without-id", ".."];
 
+const HOUR = 3_600_000;
 const KEEP_ALL = { RETENTION_HOURS: "1000000" };
 
 afterEach(removeTempDirs);
@@ -349,7 +350,8 @@ test.each([
     using db = new Database(databasePath(directory));
     db.run(`UPDATE sessions SET fold = '{}'; PRAGMA user_version = ${schema};
       DROP TRIGGER events_search; DROP TABLE search; ALTER TABLE watermark DROP COLUMN indexed_to;
-      ALTER TABLE deletions DROP COLUMN counted_from; ALTER TABLE deletions DROP COLUMN directory`);
+      ALTER TABLE deletions DROP COLUMN counted_from; ALTER TABLE deletions DROP COLUMN directory;
+      ALTER TABLE unfolded DROP COLUMN keeps_spend`);
     for (let start = 0; start < 2; start++) openStore(directory).close();
     expect(rowsOf(directory)).toEqual(rows);
     expect(db.query("SELECT * FROM unfolded").all()).toEqual([]);
@@ -363,3 +365,65 @@ function rowsOf(directory: string): unknown[] {
     db.query(`SELECT * FROM ${table} ORDER BY 1, 2, 3, 4`).all(),
   );
 }
+
+/** A file of schema 4 in which a session of ten days ago is gone, but not what it spent. */
+async function spentInSchema4(): Promise<string> {
+  const directory = tempDir();
+  const store = openStore(directory);
+  const answer = (session_id: string, timestamp: number) =>
+    parseEvent(
+      {
+        ...{ type: "model_response", session_id, timestamp },
+        data: { call_id: session_id, model: "opus", cost: 0.5, tokens: { input: 7 } },
+      },
+      NOW,
+    );
+  store.append([[answer("gone", NOW - 10 * 24 * HOUR), answer("kept", NOW - HOUR)]]);
+  await store.prune(NOW - 7 * 24 * HOUR);
+  store.close();
+  using db = new Database(databasePath(directory));
+  db.run("ALTER TABLE unfolded DROP COLUMN keeps_spend; PRAGMA user_version = 4");
+  return directory;
+}
+
+async function spentDays(directory: string): Promise<number[]> {
+  const store = openStore(directory);
+  const days = store.usageStats("spend", 0, NOW, "day");
+  const counts = await Array.fromAsync(days, ({ sums }) => sums.nanodollars ?? 0);
+  store.close();
+  return counts;
+}
+
+test("a file of schema 4: what was spent is kept, also by sessions that are gone, and isn't counted twice", async () => {
+  const directory = await spentInSchema4();
+  expect(await spentDays(directory)).toEqual([5e8, 5e8]);
+  const after = openStore(directory);
+  const { events } = after.size();
+  expect(events).toBe(1);
+  const late = { type: "model_response", session_id: "kept", timestamp: NOW - HOUR };
+  const data = { call_id: "another", model: "opus", cost: 0.25 };
+  after.append([[parseEvent({ ...late, data }, NOW)]]);
+  after.close();
+  expect(await spentDays(directory)).toEqual([5e8, 7.5e8]);
+});
+
+test("a file that schema 4 was folding when it ended: what was spent is what the log says", async () => {
+  const directory = await spentInSchema4();
+  {
+    using db = new Database(databasePath(directory));
+    db.run("INSERT INTO unfolded SELECT MIN(id) FROM events");
+  }
+  expect(await spentDays(directory)).toEqual([5e8]);
+});
+
+test("a file of schema 4 of which a session was being deleted → that one doesn't come back", async () => {
+  const directory = await spentInSchema4();
+  {
+    using db = new Database(databasePath(directory));
+    db.run("UPDATE sessions SET deleted_to = (SELECT MAX(id) FROM events), is_over = NULL");
+  }
+  const store = openStore(directory);
+  expect(store.size().events).toBe(0);
+  expect(store.toSession("kept", NOW)).toBeNull();
+  store.close();
+});

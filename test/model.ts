@@ -641,6 +641,7 @@ export function windowOf(now: number, hours: number, beforeHours = 0): Window {
 
 /** How often tools, or agents, were used, in no order. */
 export function usage({ told }: Answers, kind: Kind, { from, to }: Window): UsageAnswer[] {
+  const agents = told.filter((span) => span.kind === "agent" && span.isCounted);
   const failedAgents = told.filter((span) => span.kind === "agent" && span.isError);
   const spans = told.filter((span) => {
     const at = span.ended_at ?? span.started_at;
@@ -653,15 +654,24 @@ export function usage({ told }: Answers, kind: Kind, { from, to }: Window): Usag
       return {
         name,
         count: counted.length,
-        durations: timed.map((span) => must(span.duration_ms)),
+        durations: timed.map((span) => ownDuration(span, agents)),
         unwaited: timed
-          .map((span) => Math.max(0, must(span.duration_ms) - (span.waited_ms ?? 0)))
+          .map((span) => Math.max(0, ownDuration(span, agents) - (span.waited_ms ?? 0)))
           .sort((a, b) => a - b),
         waited_ms: sum(counted.map((span) => span.waited_ms)) ?? 0,
         error_count: all.filter((span) => span.isError && !isExcused(span, failedAgents)).length,
       };
     })
     .filter(({ count }) => count > 0);
+}
+
+/** Of a call that started an agent: without the agent's, which is counted as that. */
+function ownDuration(span: ToldSpan, agents: ToldSpan[]): number {
+  const agent = agents.find(
+    ({ key, session_id }) => key !== null && key === span.key && session_id === span.session_id,
+  );
+  const itsAgents = span.kind === "tool" ? (agent?.duration_ms ?? 0) : 0;
+  return Math.max(0, must(span.duration_ms) - itsAgents);
 }
 
 export interface ActivityAnswer {
