@@ -15,6 +15,7 @@ import {
   removeTempDirs,
   type ServerProcess,
   spawnServer,
+  startTestServer,
   tempDir,
   type TestStream,
   waitFor,
@@ -285,6 +286,48 @@ describe("what counts once", () => {
       "total_duration_ms",
       "waited_ms",
     ]);
+  });
+
+  test("a task's figures are without its agent's time, in whatever order they come, and go with its session", async () => {
+    await using server = await startTestServer();
+    const events: [agoMs: number, type: string, data: object][] = [
+      [90_000, "tool_start", { tool: "task" }],
+      [89_000, "agent_spawn", { subagent_type: "general" }],
+      [80_000, "agent_complete", { duration_ms: 9_000 }],
+      [79_900, "tool_use", { tool: "task", duration_ms: 10_100, waited_ms: 100 }],
+    ];
+    const orders = permutations(events);
+    const figures = (path: string) => getJson<object>(server, `/api/analytics/${path}`);
+    const sums = { count: 1, avg_duration_ms: 1_100, total_duration_ms: 1_100, waited_ms: 100 };
+    for (const [index, order] of [...orders, ...orders].entries()) {
+      const posts = order.map(
+        ([ms, type, data]) => [ms, type, { call_id: "c1", ...data }] as const,
+      );
+      const batches = index < orders.length ? [posts] : posts.map((one) => [one]);
+      for (const batch of batches)
+        await post(
+          "s",
+          batch.map((one) => [...one]),
+          server,
+        );
+      const told = { tools: [{ tool: "task", ...sums }] };
+      expect(await figures("tools")).toMatchObject(told);
+      expect(await figures("agents")).toMatchObject({ agents: [{ total_duration_ms: 9_000 }] });
+      await fetch(`${server.url}/api/sessions/s`, { method: "DELETE" });
+      expect(await figures("tools")).toEqual({ tools: [] });
+    }
+    // In the background a call is over before its agent.
+    await post(
+      "s",
+      [[9_000, "agent_spawn", { call_id: "c2", duration_ms: 5_000, subagent_type: "g" }]],
+      server,
+    );
+    await post(
+      "s",
+      [[9_000, "tool_use", { call_id: "c2", duration_ms: 20, tool: "task" }]],
+      server,
+    );
+    expect(await figures("tools")).toMatchObject({ tools: [{ count: 1, total_duration_ms: 0 }] });
   });
 });
 
