@@ -33,7 +33,10 @@ export function createSessionTabs({ chosen }: { chosen: (tab: Tab) => void }) {
   let written = "";
   const radios = TABS.map((tab) => {
     const radio = part(group, `[value="${tab}"]`, HTMLInputElement);
-    radio.addEventListener("change", () => chosen(tab));
+    radio.addEventListener("change", () => {
+      scrollTo({ top: group.offsetTop }); // on a narrow screen what was asked for is below
+      chosen(tab);
+    });
     return { tab, radio, count: radio.nextElementSibling?.nextElementSibling ?? group };
   });
 
