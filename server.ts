@@ -532,10 +532,11 @@ const isCounted = ({ kind, start_id }: SpanRow) => kind !== "agent" || start_id 
 function contribution(span: SpanRow, directory: string | null, agent?: SpanRow | null) {
   const { kind, name, duration_ms, tokens, nanodollars } = span;
   const count = isCounted(span) ? 1 : 0;
-  const waited_ms = count * (span.waited_ms ?? 0);
   const timed = count === 1 && duration_ms !== null ? 1 : 0;
   const agent_ms = agent && isCounted(agent) ? (agent.duration_ms ?? 0) : 0;
   const total_ms = timed * Math.max(0, (duration_ms ?? 0) - agent_ms);
+  // Its agent's wait is in the agent's time.
+  const waited_ms = count * Math.min(span.waited_ms ?? 0, agent_ms > 0 ? total_ms : Infinity);
   const errors = hasErred(span) && !hasErred(agent) ? 1 : 0;
   const isModel = kind === "model";
   const at = span.ended_at ?? span.started_at; // in whose periods it counts

@@ -941,7 +941,8 @@ function createTranslator1(waitedMs = new Map<string, number>()) {
       forgetOldest(prompts, MAX_SESSIONS);
       session.promptId = info.id;
     }
-    const diffs = summary?.diffs ?? [];
+    // An agent's are those of all that work in its directory meanwhile: its calls tell of its own.
+    const diffs = session.facts.parent_session_id === undefined ? (summary?.diffs ?? []) : [];
     const files = diffs.map(({ file, additions, deletions }) => ({
       ...{ path: file, additions, deletions },
     }));
@@ -1035,10 +1036,13 @@ function createTranslator1(waitedMs = new Map<string, number>()) {
       isInBackground: state.status === "completed" && metadata?.background === true,
     };
     if (state.status === "running") return ledger.begin(call);
+    const files = filesOf(state, session.facts.directory);
+    if (files && session.facts.parent_session_id !== undefined)
+      ledger.change(session_id, call.call_id, files);
     return ledger.end(call, {
       end: state.time.end,
       ending: endingOf(verdictOf(tool, state)),
-      files: filesOf(state, session.facts.directory),
+      files,
       output: state.status === "completed" ? state.output : undefined,
     });
   }
@@ -2355,8 +2359,12 @@ interface PresenceOptions extends Connection {
 /** `update` is told whether a session runs; `bye` says that the process goes. */
 function createPresence({ sender, directories, schedule = onTimer, send, ...to }: PresenceOptions) {
   const call = createClient(to);
+  const alive = { sender, every_ms: BEAT_MS, name: "opencode", version: PLUGIN_VERSION };
   let cancel: (() => void) | undefined;
   let beats = 0;
+
+  /** That its process lives. */
+  const hello = () => call("/api/senders", JSON.stringify(alive));
 
   function update(isRunning: boolean): void {
     if (isRunning)
@@ -2372,8 +2380,7 @@ function createPresence({ sender, directories, schedule = onTimer, send, ...to }
   function beat(): void {
     cancel = schedule(beat, BEAT_MS);
     beats += 1;
-    const alive = { sender, every_ms: BEAT_MS, name: "opencode", version: PLUGIN_VERSION };
-    void call("/api/senders", JSON.stringify(alive));
+    void hello();
     if (beats <= MAX_PREDECESSOR_CHECKS) void endPredecessors().catch(() => {});
   }
 
@@ -2412,7 +2419,7 @@ function createPresence({ sender, directories, schedule = onTimer, send, ...to }
     if (beats > 0) await call("/api/senders", JSON.stringify({ sender, bye: true }));
   }
 
-  return { update, bye };
+  return { hello, update, bye };
 }
 
 // ─── Past ────────────────────────────────────────────────────────────────────
@@ -2558,7 +2565,6 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
   const pasts = new Map<string, ReturnType<typeof createPast>>();
   const reached = options.reachedPath ? createReached(options.reachedPath, server, now) : undefined;
   const shape = createShape(options);
-  const call = createClient(connection);
   let isClosed = false;
   let log = (_message: string) => {};
 
@@ -2606,6 +2612,7 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
       log = logTo;
       if (directory === undefined || isClosed) return;
       directories.add(directory);
+      const said = presence.hello(); // so that the page can say that it is there, before any session
       if (!read || pasts.has(directory)) return;
       const past = createPast({
         ...{ read, now, drained: queue.drained, isClosed: () => isClosed },
@@ -2615,8 +2622,7 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
       pasts.set(directory, past);
       void guarded(async () => {
         past.want(await (reached ? reached.since(directory) : now() - MAX_PAST_MS));
-        const answer = await call("/health");
-        if (answer?.status === 200) await past.tell().then(() => noteReached());
+        if ((await said)?.status === 204) await past.tell().then(() => noteReached());
       })();
     },
     interrupt: (directory?: string) => send(translator.interrupt(now(), directory)),

@@ -656,22 +656,29 @@ export function usage({ told }: Answers, kind: Kind, { from, to }: Window): Usag
         count: counted.length,
         durations: timed.map((span) => ownDuration(span, agents)),
         unwaited: timed
-          .map((span) => Math.max(0, ownDuration(span, agents) - (span.waited_ms ?? 0)))
+          .map((span) => Math.max(0, ownDuration(span, agents) - ownWait(span, agents)))
           .sort((a, b) => a - b),
-        waited_ms: sum(counted.map((span) => span.waited_ms)) ?? 0,
+        waited_ms: counted.reduce((total, span) => total + ownWait(span, agents), 0),
         error_count: all.filter((span) => span.isError && !isExcused(span, failedAgents)).length,
       };
     })
     .filter(({ count }) => count > 0);
 }
 
+function agentMs(span: ToldSpan, agents: ToldSpan[]): number {
+  const isIts = ({ key, session_id }: ToldSpan) =>
+    key !== null && key === span.key && session_id === span.session_id;
+  return span.kind === "tool" ? (agents.find(isIts)?.duration_ms ?? 0) : 0;
+}
+
 /** Of a call that started an agent: without the agent's, which is counted as that. */
-function ownDuration(span: ToldSpan, agents: ToldSpan[]): number {
-  const agent = agents.find(
-    ({ key, session_id }) => key !== null && key === span.key && session_id === span.session_id,
-  );
-  const itsAgents = span.kind === "tool" ? (agent?.duration_ms ?? 0) : 0;
-  return Math.max(0, must(span.duration_ms) - itsAgents);
+const ownDuration = (span: ToldSpan, agents: ToldSpan[]) =>
+  Math.max(0, (span.duration_ms ?? 0) - agentMs(span, agents));
+
+/** For the person; not what its agent waited, which is in the agent's time. */
+function ownWait(span: ToldSpan, agents: ToldSpan[]): number {
+  const most = agentMs(span, agents) > 0 ? ownDuration(span, agents) : Infinity;
+  return Math.min(span.waited_ms ?? 0, most);
 }
 
 export interface ActivityAnswer {

@@ -250,9 +250,14 @@ function step(info: object, sessionID = "ses_1"): OpenCodeEvent {
 
 type State = Record<string, unknown> & { status: "running" | "completed" | "error" };
 
-function toolPart(tool: string, state: State, callID = "call_1"): OpenCodeEvent {
+function toolPart(
+  tool: string,
+  state: State,
+  callID = "call_1",
+  sessionID = "ses_1",
+): OpenCodeEvent {
   const whole = { input: {}, time: { start: 4_000, end: 5_000 }, ...state };
-  const ids = { id: "prt_1", sessionID: "ses_1", messageID: "msg_1" };
+  const ids = { id: "prt_1", sessionID, messageID: "msg_1" };
   const event = {
     type: "message.part.updated",
     properties: { part: { ...ids, type: "tool", callID, tool, state: whole } },
@@ -465,6 +470,19 @@ describe("translator: sessions and agents", () => {
     translate(replies, 5_400);
     const events = translate(toolPart("task", { status: "completed", ...task }), 6_000);
     expect(said(events, "tool_use")).toMatchObject([["tool_use", { waited_ms: 300 }]]);
+  });
+
+  test("an agent has changed what its calls have changed, not what others have meanwhile", () => {
+    const filediff = { file: "/project/own.ts", additions: 2, deletions: 1 };
+    const edit: State = { status: "completed", metadata: { filediff } };
+    const summary = { diffs: [{ file: "other.ts", additions: 9, deletions: 9 }] };
+    const ids = { id: "msg_0", sessionID: "ses_2" };
+    const events = translated(createdChild, toolPart("edit", edit, "call_1", "ses_2"), {
+      type: "message.updated",
+      properties: { info: { role: "user", ...ids, time: { created: 5_000 }, summary } },
+    });
+    const changes = { files: 1, additions: 2, deletions: 1 };
+    expect(said(events, "session_update")).toMatchObject([["session_update", { changes }]]);
   });
 
   test.each([
@@ -1145,6 +1163,14 @@ describe("presence", () => {
     expect(receiver.stored.map(({ data }) => data.sender)).toEqual(
       receiver.stored.map(() => "the sender"),
     );
+  });
+
+  test("a process that starts is seen before it has a session", async () => {
+    await using server = await startTestServer();
+    createHooks({ server: server.url }, "/project");
+    const seen = () => getJson<{ senders: unknown[] }>(server, "/api/senders");
+    await waitFor(async () => (await seen()).senders.length > 0, "the plugin to be seen");
+    expect(await seen()).toMatchObject({ senders: [{ name: "opencode", is_lost: false }] });
   });
 
   test("what comes after the end starts no timer", async () => {

@@ -328,7 +328,7 @@ describe("what counts once", () => {
       server,
     );
     expect(await figures("tools")).toMatchObject({ tools: [{ count: 1, total_duration_ms: 0 }] });
-  });
+  }, 20_000);
 });
 
 function permutations<T>(items: T[]): T[][] {
