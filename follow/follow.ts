@@ -2,16 +2,14 @@
  * Follows the event stream of a server from a cursor that is kept in a file. In a script of your own:
  *
  *     import { follow, openCursor } from "./follow.ts";
- *     const cursor = openCursor("./errors.cursor", { id: null, memory: { count: 0 } });
- *     await follow({ server: "http://localhost:3001", cursor, receive(frames, { memory }) {
- *       for (const { type, data } of frames)
- *         if (type === "session_error") console.log(++memory.count, data.session_id, data.error);
+ *     const cursor = openCursor("./errors.cursor", { id: null, memory: {} });
+ *     await follow({ server: "http://localhost:3001", cursor, receive(frames) {
+ *       for (const { type, data } of frames) if (type === "session_error") console.log(data);
  *     } });
  *
  * Frames are events, named by their type, then the rows that they changed (`session`, `span`,
- * `session_deleted`), or `reset`: events before it are gone. Nothing is lost: the cursor moves once
- * `receive` has resolved. Where it throws, what it was given comes again, so it changes its memory last.
- * Rows may come twice: a connection begins with those of the latest 100 events. A kill repeats the latest.
+ * `session_deleted`), or `reset`: events before it are gone. Once `receive` has resolved, the cursor moves;
+ * where it throws or is killed, it gets the same again. Rows of the latest 100 events come twice, too.
  */
 
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";

@@ -7,7 +7,8 @@
  *     bun server.ts service install     starts the server with you: systemd, launchd, Task Scheduler
  *     bun server.ts service remove
  *
- * With --dry-run nothing is changed or sent, only said. All read the server's own environment.
+ * With --dry-run nothing is changed or sent, only said. All read the server's own environment; what isn't
+ * set there, all but the last two take from the service's file, where one is installed.
  */
 
 import { Database } from "bun:sqlite";
@@ -72,7 +73,19 @@ function addressOf({ host, port }: Config): string {
   return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
 }
 
-const readText = (path: string) => (fs.existsSync(path) ? fs.readFileSync(path, "utf8") : null);
+/** Where the service runs: its `.env` has the variables that were set when it was installed. */
+const serviceDirectory = () =>
+  join(userDataDir(process.platform, homedir(), process.env), "service");
+
+/** @throws where there is something that can't be looked at */
+const isThere = (path: string) => fs.statSync(path, { throwIfNoEntry: false }) !== undefined;
+
+function readText(path: string): string | null {
+  if (!isThere(path)) return null;
+  if (!fs.statSync(path).isFile()) throw new Error(`${path}: not a file`);
+  return fs.readFileSync(path, "utf8");
+}
+
 const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 /** Whole or not at all: whoever reads it meanwhile has the old one. A link is replaced, not followed. */
@@ -114,18 +127,22 @@ export async function runCommand(word: string, rest: string[], load: typeof load
     return 2;
   }
   const settings: Environment = {};
-  const note = (env: Environment, name: string) => {
-    if (env[name]?.trim()) settings[name] = env[name].trim();
-    return env[name];
-  };
+  const ofService = new Set<string>();
   const step = (what: string, act: () => void) => {
     say(isDryRun ? `would ${what}` : what);
     if (!isDryRun) act();
   };
   try {
-    const config = load(
-      new Proxy<Environment>(process.env, { get: (env, it) => note(env, String(it)) }),
-    );
+    const envFile = join(serviceDirectory(), ".env");
+    const serviceEnv = word === "service" ? {} : parseEnv(readText(envFile) ?? "");
+    const valueOf = (name: string) => {
+      const value = process.env[name]?.trim();
+      if (value) settings[name] = value;
+      else if (serviceEnv[name]) ofService.add(name);
+      return value || serviceEnv[name];
+    };
+    const config = load(new Proxy<Environment>({}, { get: (_, name) => valueOf(String(name)) }));
+    if (ofService.size > 0) say(`as in ${envFile}: ${[...ofService].join(", ")}`);
     return await command({ config, settings, operand, isForced, isDryRun, step });
   } catch (error) {
     console.error(error instanceof Error ? error.message : String(error));
@@ -249,7 +266,7 @@ async function doctor({ config, isDryRun }: Command): Promise<number> {
     `server ${server}`,
     health
       ? `answered ${health.status}: is that another program's port?`
-      : `${NO_ANSWER}; started with this environment it would be ${address}`,
+      : `${NO_ANSWER}: ${server === address ? "start it" : `started as things are set here it is ${address}`}`,
   );
   if (running !== undefined) {
     check(running === version, `version ${running} runs`, `${version} is here: restart the server`);
@@ -279,7 +296,7 @@ function readHealth(text = ""): { version?: string; timestamp?: string } {
 /** The files of a server that runs on this machine, with these settings. */
 function checkData(directory: string, check: Check): void {
   const path = join(directory, "observability.db");
-  if (!fs.existsSync(path))
+  if (!isThere(path))
     return say(`ok no database in ${directory}: the server is elsewhere, or hasn't been started`);
   const { bytes, problem } = inspect(path);
   const size = `${megabytes(bytes)}${bytes > MAX_CHECKED_BYTES ? ", too many to check now" : ""}`;
@@ -323,8 +340,8 @@ function quickCheck(db: Database): string | null {
 function backup({ config, operand, step }: Command): number {
   const source = resolve(config.dataDir, "observability.db");
   const copy = resolve(operand);
-  if (!fs.existsSync(source)) throw new Error(`${source}: there is no database`);
-  if (fs.existsSync(copy)) throw new Error(`${copy} is there already: nothing was written`);
+  if (!isThere(source)) throw new Error(`${source}: there is no database`);
+  if (isThere(copy)) throw new Error(`${copy} is there already: nothing was written`);
   step(`copy ${source} (${megabytes(bytesOf(source))}) to ${copy}, and check that`, () => {
     fs.closeSync(fs.openSync(copy, "wx", 0o600)); // SQLite would make it readable by others
     try {
@@ -462,25 +479,35 @@ export function formatEnv(values: Environment): string {
   return lines.join("");
 }
 
+/** What `formatEnv` has written. */
+export function parseEnv(text: string): Environment {
+  const lines = [...text.matchAll(/^(\w+)=(['"`]?)(.*)\2$/gm)];
+  return Object.fromEntries(
+    lines.map(([, name = "", , value = ""]) => [name, value.replaceAll("\\$", "$")]),
+  );
+}
+
 function service({ config, settings, operand, isDryRun, step }: Command): number {
   const { platform, execPath, env } = process;
   const program = Bun.isStandaloneExecutable ? [] : [resolve(import.meta.dir, "../server.ts")];
   const command = [execPath, ...program];
-  const directory = join(userDataDir(platform, homedir(), env), "service");
+  const directory = serviceDirectory();
   const user = process.getuid?.() ?? 0;
   const it = describeService({ platform, home: homedir(), env, command, directory, user });
   const envFile = join(directory, ".env");
   let exitCode = 0;
   const run = (cmd: string[], isNeeded = true) =>
     step(`run ${cmd.join(" ")}`, () => {
-      const isThere = Bun.which(cmd[0] ?? "") !== null;
-      if (!isThere) say(`!! there is no ${cmd[0]} here`);
+      const isFound = Bun.which(cmd[0] ?? "") !== null;
+      if (!isFound) say(`!! there is no ${cmd[0]} here`);
       const stdio: ["ignore", "inherit", "inherit"] = ["ignore", "inherit", "inherit"];
-      const isDone = isThere && Bun.spawnSync({ cmd, stdio }).success;
+      const isDone = isFound && Bun.spawnSync({ cmd, stdio }).success;
       if (!isDone && isNeeded) exitCode = 1;
     });
 
   if (operand === "remove") {
+    if (it.path !== null && !isThere(it.path) && !isThere(directory))
+      return (say(`there is no service: neither ${it.path} nor ${directory}`), 0);
     for (const cmd of it.remove) run(cmd);
     if (it.path !== null)
       step(`remove ${it.path}`, () => fs.rmSync(it.path ?? "", { force: true }));
@@ -491,15 +518,20 @@ function service({ config, settings, operand, isDryRun, step }: Command): number
   const isPassing = (part: string) =>
     part.startsWith(tmpdir()) || /[\\/](\.?bunx-|_npx[\\/])/.test(part);
   if (command.some(isPassing))
-    say("!! this is a temporary copy, of bunx say: bun add --global it first, and run that");
+    say(
+      `!! in a temporary place: ${command.join(" ")}; install it where it stays, and do this there`,
+    );
   const kept = { ...settings, DATA_DIR: resolve(config.dataDir) };
-  if (it.path === null || fs.existsSync(it.path)) for (const cmd of it.remove) run(cmd, false);
+  if (it.path === null || isThere(it.path)) for (const cmd of it.remove) run(cmd, false);
+  const dropped = Object.keys(parseEnv(readText(envFile) ?? "")).filter((name) => !(name in kept));
+  if (dropped.length > 0) say(`no longer set: ${dropped.join(", ")}`);
   step(`write ${envFile}: ${Object.keys(kept).join(", ")}`, () =>
     writeWhole(envFile, formatEnv(kept), 0o600),
   );
   say(`${it.path ?? "PowerShell"}:\n\n${it.text}`);
   if (it.path !== null) step(`write ${it.path}`, () => writeWhole(it.path ?? "", it.text, 0o644));
   for (const cmd of it.install) run(cmd);
-  if (!isDryRun) say(exitCode === 0 ? `it runs: ${it.hint}` : "!! the system refused, see above");
+  if (!isDryRun)
+    say(exitCode === 0 ? `started; next: doctor. ${it.hint}` : "!! the system refused, see above");
   return exitCode;
 }

@@ -8,13 +8,13 @@ import { scripts } from "../package.json";
 import {
   describeService,
   formatEnv,
+  parseEnv,
   PLUGIN_VERSION,
   pluginFor,
   userDataDir,
 } from "../plugin/install.ts";
 import { loadConfig } from "../server.ts";
 import {
-  copyProject,
   databasePath,
   postEvent,
   removeTempDirs,
@@ -203,7 +203,7 @@ describe("doctor", () => {
     expect(said).toMatch(/^!! server .*another program/m);
     expect(said).toMatch(/^!! database /m);
     const nobody = await run("doctor", { PORT: "1", DATA_DIR: home });
-    expect(nobody.said).toMatch(/^!! server http:\/\/localhost:1: no answer/m);
+    expect(nobody.said).toMatch(/^!! server http:\/\/localhost:1: no answer.*: start it$/m);
   });
 });
 
@@ -322,11 +322,11 @@ describe("service", () => {
     expect(exitCode).toBe(0);
     expect(said).toMatch(/^would write .*\.env: PORT, AUTH_TOKEN, DATA_DIR$/m);
     expect(said).not.toContain(TOKEN);
-    expect((await run("service remove --dry-run", env)).said).toContain("the data stays");
+    expect((await run("service remove", env)).said).toContain("there is no service");
     expect(files()).toEqual([]);
   });
 
-  test("without the system's own program → said, exit code 1, and remove still clears away", async () => {
+  test("without the system's own program → said, exit code 1; what it would run with counts for the others; remove clears away", async () => {
     const { home, run, files } = makeHome();
     const env = { PATH: home, AUTH_TOKEN: TOKEN, PORT: "4321" };
     const places = { XDG_DATA_HOME: home };
@@ -338,7 +338,21 @@ describe("service", () => {
     const envFile = join(userDataDir(process.platform, home, places), "service", ".env");
     expect(modeOf(envFile)).toBe("600");
     expect(read(envFile)).toContain(`AUTH_TOKEN=${TOKEN}\n`);
-    expect((await run("service remove", { ...env, ...places })).exitCode).toBe(1);
+
+    // In another shell, where nothing is set.
+    const doctor = await run("doctor --dry-run", { PATH: home, ...places });
+    expect(doctor.said).toContain(`as in ${envFile}: PORT, DATA_DIR, AUTH_TOKEN\n`);
+    expect(doctor.said).toContain("would ask http://localhost:4321/health");
+    const set = await run("doctor --dry-run", { PATH: home, PORT: "4322", ...places });
+    expect(set.said).toContain("would ask http://localhost:4322/health");
+    const again = await run("service install --dry-run", { PATH: home, PORT: "4321", ...places });
+    expect(again.said).toContain("no longer set: AUTH_TOKEN\n");
+
+    const removed = await run("service remove", { ...env, ...places });
+    expect(removed).toMatchObject({
+      exitCode: 1,
+      said: expect.stringContaining("the data stays"),
+    });
     expect(files()).toEqual([]);
   });
 
@@ -360,6 +374,7 @@ describe("service", () => {
     const print = "for (const it of 'ABCDEFGH') console.log(process.env[it])";
     const { said } = await spawn([process.execPath, "-e", print]);
     expect(said.trimEnd().split("\n")).toEqual(Object.values(values));
+    expect(parseEnv(formatEnv(values))).toEqual(values);
     expect(() => formatEnv({ A: "a\nB=c" })).toThrow("A: ");
   });
 });
@@ -376,66 +391,6 @@ test.each([
 test("in a checkout data goes where it is documented", () => {
   expect(loadConfig({}).dataDir).toBe("./data");
 });
-
-/** The README's recipes: what is run here, and why the rest isn't. */
-const RECIPES: Record<string, "run" | `not run: ${string}`> = {
-  "bun run connect": "run",
-  "bun run doctor": "run",
-  "bun run backup observability-backup.db": "run",
-  "bun run backup before-upgrade.db": "run",
-  "rm -f data/observability.db*": "run",
-  "cp observability-backup.db data/observability.db": "run",
-  "bun run service install": "not run: it would be this user's service; its texts are tested above",
-  "git pull": "not run: it needs the repository's home",
-  "bun pm pack": "not run: below",
-  "bun add --global ./pai-observability-1.0.0.tgz": "not run: below, but for --global",
-  "pai-observability service install": "not run: as above",
-  "bun run build": "not run: below",
-  "export AUTH_TOKEN=$(openssl rand -hex 32)": "run",
-  "HOST=0.0.0.0 ALLOWED_HOSTS=host.docker.internal bun start": "not run: another test is it",
-  "docker build": "not run: no Docker",
-  "docker run": "not run: no Docker",
-  "PORT=3002 DATA_DIR=./data/apart PAI_OBSERVABILITY_ENABLED=false bun start":
-    "not run: a fixed port, and the settings have tests of their own",
-  "OBSERVABILITY_SERVER=http://localhost:3002 opencode": "not run: it needs OpenCode, and a model",
-};
-
-test("the README's recipes: each command is run, or named with the reason why not", async () => {
-  const [, recipes = ""] = /\n## Recipes\n(.*?)\n## /s.exec(read(join(PROJECT, "README.md"))) ?? [];
-  const lines = [...recipes.matchAll(/```bash\n(.*?)```/gs)]
-    .flatMap(([, block = ""]) => block.trim().split(/(?<!\\)\n/))
-    .map((line) => /^docker \w+/.exec(line)?.[0] ?? line);
-  expect([...new Set(lines)].toSorted()).toEqual(Object.keys(RECIPES).toSorted());
-
-  const { run, spawn } = makeHome();
-  const project = copyProject();
-  const command = [process.execPath, join(project, "server.ts")];
-  const start = () => spawnServer({ dataDir: "./data", cwd: project, command });
-  const server = await start();
-  try {
-    const env = { PORT: String(server.port), BUN_INSTALL_CACHE_DIR: tempDir() };
-    await run("connect", env); // or the doctor, who stands first, misses it
-    await postEvent(server, toolEvent());
-    const wanted = lines.filter((line) => RECIPES[line] === "run");
-    const [restoring, others] = [/^(rm|cp) /, /^(?!rm |cp )/].map((it) =>
-      wanted.filter((line) => it.test(line)),
-    );
-    for (const line of others ?? [])
-      expect({ line, ...(await spawn(["bash", "-c", line], env, project)) }).toMatchObject({
-        line,
-        exitCode: 0,
-      });
-    await postEvent(server, { ...toolEvent(), session_id: "after-the-backup" });
-    await server.end("SIGTERM");
-    for (const line of restoring ?? [])
-      expect(await spawn(["bash", "-c", line], env, project)).toMatchObject({ exitCode: 0 });
-  } finally {
-    await server[Symbol.asyncDispose]();
-  }
-  await using restored = await start();
-  const { sessions } = await (await fetch(`${restored.url}/api/sessions`)).json();
-  expect(sessions).toMatchObject([{ id: "s-1" }]);
-}, 20_000);
 
 test("HOST=0.0.0.0 with ALLOWED_HOSTS and a token: reached by that name with it alone, and doctor is content", async () => {
   const allowed = { allowedHosts: ["host.docker.internal"], authToken: TOKEN };
