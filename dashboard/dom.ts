@@ -30,15 +30,36 @@ export function shown(text: string): string {
   });
 }
 
-/** Touching the DOM costs even where nothing changes: so only what does is written. */
-export function setText(element: Element, text: string): void {
-  const next = shown(text);
+/**
+ * Touching the DOM costs even where nothing changes: so only what does is written.
+ *
+ * @param target an element, or its id @param text null: hides it
+ */
+export function setText(target: Element | string, text: string | null, title?: string | null) {
+  const element = typeof target === "string" ? byId(target, HTMLElement) : target;
+  const next = shown(text ?? "");
+  element.toggleAttribute("hidden", text === null);
   if (element.textContent !== next) element.textContent = next;
+  if (title !== undefined) setAttribute(element, "title", title);
 }
 
-export function setAttribute(element: Element, name: string, value: string): void {
-  const next = shown(value);
-  if (element.getAttribute(name) !== next) element.setAttribute(name, next);
+/** @param value null: without it */
+export function setAttribute(
+  element: Element,
+  name: string,
+  value: string | number | boolean | null,
+): void {
+  const next = value === null ? null : shown(String(value));
+  if (element.getAttribute(name) === next) return;
+  if (next === null) element.removeAttribute(name);
+  else element.setAttribute(name, next);
+}
+
+/** A new element with this text. */
+export function create<K extends keyof HTMLElementTagNameMap>(tag: K, text: string) {
+  const element = document.createElement(tag);
+  setText(element, text);
+  return element;
 }
 
 /** What this browser keeps for the page, after `value` if that is given; "" where it keeps nothing. */
@@ -51,16 +72,6 @@ export function kept(name: string, value?: string): string {
   }
 }
 
-/** The first element of a <template>, to be cloned for each row. */
-export function templateRow(id: string): () => HTMLElement {
-  const template = byId(id, HTMLTemplateElement);
-  return () => {
-    const row = template.content.firstElementChild?.cloneNode(true);
-    if (!(row instanceof HTMLElement)) throw new Error(`#${id} is empty`);
-    return row;
-  };
-}
-
 /** The one element in `root` that matches. @throws where there is none */
 export function part<T extends Element>(root: ParentNode, query: string, type: new () => T): T {
   const element = root.querySelector(query);
@@ -68,36 +79,38 @@ export function part<T extends Element>(root: ParentNode, query: string, type: n
   return element;
 }
 
-/** A row of a list: an element, and what writes an item into it. */
-export interface ListRow<T> {
-  root: HTMLElement;
-  update: (item: T) => void;
+/** A copy of the element in the <template> with this id. */
+export function cloneOf(id: string): HTMLElement {
+  return document.importNode(part(byId(id, HTMLTemplateElement).content, "*", HTMLElement), true);
 }
 
 /**
- * Keeps the children of an element, or of the one with this id, as one row per item, in order. A row stays with its key; rows
- * that are no longer needed are used for new items, so a feed that scrolls by creates none.
+ * Keeps the children of an element, or of the one with this id, as one row per item, in order. A row
+ * stays with its key; rows that are no longer needed are used for new items, so a feed that scrolls by
+ * creates none.
  *
- * @param create a row from a clone of the <template> `templateId`
+ * @param create prepares a clone of the <template> `templateId`, in which `find` finds what matches; what
+ *   it returns writes an item into it
  */
-export function createList<T>(
+export function createList<T extends { key: string | number }>(
   id: string | HTMLElement,
   templateId: string,
-  keyOf: (item: T) => string | number,
-  create: (root: HTMLElement) => ListRow<T>,
+  create: (root: HTMLElement, find: (query: string) => HTMLElement) => (item: T) => void,
 ): (items: readonly T[]) => void {
   const container = typeof id === "string" ? byId(id, HTMLElement) : id;
-  const clone = templateRow(templateId);
-  let rows = new Map<string | number, ListRow<T>>();
+  let rows = new Map<string | number, { root: HTMLElement; update: (item: T) => void }>();
+  const createRow = () => {
+    const root = cloneOf(templateId);
+    return { root, update: create(root, (query) => part(root, query, HTMLElement)) };
+  };
   return (items) => {
-    const next = new Map<string | number, ListRow<T>>();
-    const wanted = new Set(items.map(keyOf));
+    const next: typeof rows = new Map();
+    const wanted = new Set(items.map(({ key }) => key));
     const spare = [...rows].filter(([key]) => !wanted.has(key)).map(([, row]) => row);
     for (const item of items) {
-      const key = keyOf(item);
-      const row = rows.get(key) ?? spare.pop() ?? create(clone());
+      const row = rows.get(item.key) ?? spare.pop() ?? createRow();
       row.update(item);
-      next.set(key, row);
+      next.set(item.key, row);
     }
     for (const row of spare) row.root.remove();
     let at = container.firstElementChild;
@@ -108,22 +121,39 @@ export function createList<T>(
   };
 }
 
-/** Rows that a list starts with, and that "Show more" adds. */
-const PAGE_ROWS = 60;
-
-/** The button that shows more rows of a list. @param clicked there is room for more */
-export function createMore(id: string, clicked: () => void) {
-  const button = byId(id, HTMLButtonElement);
-  const more = {
-    limit: PAGE_ROWS,
-    reset: () => void (more.limit = PAGE_ROWS),
-    show: (hasMore: boolean) => void (button.hidden = !hasMore),
-  };
-  button.addEventListener("click", () => {
-    more.limit += PAGE_ROWS;
-    clicked();
+/** A <details> that the page opens, too: `toggled` hears the person alone. @returns what opens or closes it */
+export function createFold(details: HTMLDetailsElement, toggled: (isOpen: boolean) => void) {
+  let wasOpen = false;
+  details.addEventListener("toggle", () => {
+    if (details.open === wasOpen) return;
+    wasOpen = details.open;
+    toggled(wasOpen);
   });
-  return more;
+  return (isOpen: boolean) => {
+    if (isOpen !== wasOpen) details.open = wasOpen = isOpen;
+  };
+}
+
+/** Rows that a list starts with, and that "Show more" adds. */
+export const PAGE_ROWS = 60;
+
+/** What is below a list in `root`: the button that shows more of its rows, and what is said where there are none. */
+export function createEnd(root: HTMLElement, changed: () => void) {
+  const more = part(root, ".more", HTMLButtonElement);
+  const empty = part(root, ".panel-empty", HTMLParagraphElement);
+  const none = empty.textContent;
+  const end = {
+    limit: PAGE_ROWS,
+    show(count: number, hasMore: boolean, words = none): void {
+      more.hidden = !hasMore;
+      setText(empty, count > 0 || hasMore ? null : words);
+    },
+  };
+  more.addEventListener("click", () => {
+    end.limit += PAGE_ROWS;
+    changed();
+  });
+  return end;
 }
 
 /** Gives `canvas` as many pixels as the screen has for these CSS pixels; style.css gives its size. */
@@ -174,14 +204,28 @@ export function createColors(changed: () => void): (name: `--${string}`) => stri
   };
 }
 
-/** One pressed button in a group; `chosen` hears of each press. */
-export function choose(group: HTMLElement, chosen: (button: HTMLButtonElement) => void): void {
-  const buttons = [...group.querySelectorAll<HTMLButtonElement>("button")];
-  for (const button of buttons)
+/**
+ * A button for each of `labels` in the element with this id, one of them pressed.
+ *
+ * @param labels by what `chosen` is told @returns the buttons
+ */
+export function choose<K extends string>(
+  id: string,
+  labels: Readonly<Record<K, string>>,
+  pressed: K,
+  chosen: (value: K) => void,
+): HTMLButtonElement[] {
+  const group = byId(id, HTMLElement);
+  for (const value in labels) {
+    const button = group.appendChild(create("button", labels[value]));
+    button.value = value;
+    setAttribute(button, "aria-pressed", value === pressed);
     button.addEventListener("click", () => {
-      for (const other of buttons) setAttribute(other, "aria-pressed", String(other === button));
-      chosen(button);
+      for (const other of group.children) setAttribute(other, "aria-pressed", other === button);
+      chosen(value);
     });
+  }
+  return [...group.querySelectorAll("button")];
 }
 
 /** How long a button says that it has copied. */

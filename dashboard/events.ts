@@ -140,21 +140,11 @@ function aboutOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): str
   return said.map((name) => asText(fields[name])).find((text) => text !== null) ?? null;
 }
 
-const SUMMARY_ARGS = [
-  "command",
-  "pattern",
-  "filePath",
-  "file_path",
-  "path",
-  "url",
-  "query",
-  "question",
-  "description",
-  "prompt",
-];
+const SUMMARY_ARGS =
+  "command pattern filePath file_path path url query question description prompt".split(" ");
 
 /** What a call has changed: "src/a.ts +2 −1, b.md +3 −0"; null: no file that is told. */
-export function filesSummary(files: unknown): string | null {
+function filesSummary(files: unknown): string | null {
   if (!Array.isArray(files)) return null;
   const told = files.filter(isRecord).map(({ path, additions, deletions }) => {
     const lines = typeof additions === "number" ? `+${additions} −${Number(deletions)}` : null;
@@ -176,15 +166,9 @@ function todosSummary(todos: unknown): string | null {
 /** The one argument that tells most of a call, else all of them as JSON. JSON that was cut short will do. */
 export function argsSummary(args: unknown): string | null {
   const parsed = typeof args === "string" ? parseRecord(args) : args;
-  if (isRecord(parsed)) {
-    for (const name of SUMMARY_ARGS) {
-      const value = parsed[name];
-      if (typeof value === "string" && value !== "") return value;
-    }
-    const json = JSON.stringify(parsed);
-    return json === "{}" ? null : (todosSummary(parsed.todos) ?? telling(json) ?? json);
-  }
-  return (typeof args === "string" ? telling(args) : null) ?? asText(args);
+  const json = asText(parsed ?? args);
+  if (json === null || json === "{}") return null;
+  return (isRecord(parsed) ? todosSummary(parsed.todos) : null) ?? telling(json) ?? json;
 }
 
 /** `{"filePath":"a.ts","oldString":"…` → `a.ts` */
@@ -308,7 +292,7 @@ export function matchesFilter(
   if (sessionId !== null && event.session_id !== sessionId) return false;
   if (type === "failed" ? !hasFailed(event) : type !== null && event.type !== type) return false;
   if (tool !== "") {
-    const name = textOrNull(event.fields.tool) ?? textOrNull(event.fields.subagent_type) ?? "";
+    const name = asText(event.fields.tool ?? event.fields.subagent_type) ?? "";
     if (!name.toLowerCase().includes(tool.toLowerCase())) return false;
   }
   return text === "" || hasWords(JSON.stringify(event.fields), wordsIn(text));
@@ -333,10 +317,6 @@ export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-export function textOrNull(value: unknown): string | null {
-  return typeof value === "string" && value !== "" ? value : null;
-}
-
 /** Any value on one line: a string as it is, all else as JSON. Null: nothing to show. */
 export function asText(value: unknown): string | null {
   if (value === null || value === undefined || value === "") return null;
@@ -350,8 +330,7 @@ export function errorText(value: unknown): string | null {
 
 /** The object in a JSON text; null where it is something else, or cut short. */
 export function parseRecord(text: string): Record<string, unknown> | null {
-  if (!text.startsWith("{")) return null;
-  const value = parseJson(text);
+  const value = text.startsWith("{") ? parseJson(text) : null;
   return isRecord(value) ? value : null;
 }
 

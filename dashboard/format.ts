@@ -106,6 +106,11 @@ export function formatNoun(count: number, noun: string): string {
   return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
 }
 
+/** "cache_read" → "Cache read" */
+export function wordOf(name: string): string {
+  return name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+}
+
 function pad(value: number): string {
   return String(value).padStart(2, "0");
 }

@@ -6,17 +6,9 @@
  *     stream ──▶ pending ──────┘   at most once per frame
  */
 
-import type { Activity, Overview } from "../server.ts";
+import type { Overview } from "../server.ts";
 import { type Route, hashOf, routeOf } from "./address.ts";
-import {
-  MILESTONES,
-  get,
-  getCall,
-  getMilestones,
-  getOverview,
-  getSessionText,
-  getSpent,
-} from "./api.ts";
+import { MILESTONES, getMilestones, getOverview, getSpent } from "./api.ts";
 import { needsOf } from "./attention.ts";
 import { byId, setText } from "./dom.ts";
 import { type FeedFilter, NO_FILTER, type TelemetryEvent } from "./events.ts";
@@ -34,7 +26,6 @@ import {
 } from "./load.ts";
 import { createCalls } from "./panels/calls.ts";
 import { createControls } from "./panels/controls.ts";
-import { createDelete } from "./panels/delete.ts";
 import { createEmptyState } from "./panels/empty.ts";
 import { createFeed } from "./panels/feed.ts";
 import { createHeader } from "./panels/header.ts";
@@ -44,7 +35,7 @@ import { createSessionHead } from "./panels/session-head.ts";
 import { createSessionTabs } from "./panels/session-tabs.ts";
 import { createSessions } from "./panels/sessions.ts";
 import { createSpend } from "./panels/spend.ts";
-import { type UsageRow, createUsage, nameOf } from "./panels/usage.ts";
+import { createUsage, nameOf } from "./panels/usage.ts";
 import { type Frame, createRows, isWhole, takeFrame, takeMarks } from "./rows.ts";
 import { createStream } from "./stream.ts";
 import { createTimeline } from "./timeline/timeline.ts";
@@ -54,10 +45,8 @@ import { familyOf, treeOf } from "./tree.ts";
 const TAKE_BUDGET_MS = 6;
 /** Ages and running durations count seconds. */
 const TICK_MS = 1_000;
-const USAGE_INTERVAL_MS = 10_000;
-/** The figures of the header, while something comes and while nothing does. */
-const OVERVIEW_INTERVAL_MS = 1_000;
-const QUIET_OVERVIEW_INTERVAL_MS = 10_000;
+/** The figures of the table; and those of the header while nothing comes, else with each tick. */
+const FIGURES_INTERVAL_MS = 10_000;
 /** A page that isn't shown has no stream, but a title, an icon and notifications. */
 const HIDDEN_INTERVAL_MS = 15_000;
 /** Of fewer calls of a tool nothing follows for how long the next may take. */
@@ -66,11 +55,6 @@ const MIN_USUAL_CALLS = 20;
 const MAX_SEEKS = 3;
 /** Sessions that the feed's filter offers. */
 const OFFERED_SESSIONS = 50;
-
-const empty = byId("empty", HTMLElement);
-const layout = byId("layout", HTMLElement);
-const analytics = byId("analytics", HTMLElement);
-const notice = byId("notice", HTMLParagraphElement);
 
 let rows = createRows();
 let isLoaded = false;
@@ -85,31 +69,26 @@ let opened: { id: string; isAnswered: boolean; isLoading: boolean } | null = nul
 /** What tells of its turns, by id. */
 const milestones = new Map<number, TelemetryEvent>();
 
-createControls();
 const notify = createNotify();
-const header = createHeader({ togglePause: () => stream.toggle() });
-const sessions = createSessions({ changed: () => frames.requestPanelsNow() });
-const sessionHead = createSessionHead({ copy: getSessionText });
+const header = createHeader(() => stream.toggle());
+const sessions = createSessions(() => frames.requestPanelsNow());
+const sessionHead = createSessionHead();
 const feed = createFeed({
   filterChanged: (filter) => location.replace(hashOf({ ...route, filter })),
   loadOlder: () => void ask(history.loadOlder(feed.limit())),
   changed: () => frames.requestPanelsNow(),
 });
-const search = createSearch({ rows: () => rows, seekSession: seek });
-const spend = createSpend({ changed: () => void ask(loadUsage()) });
-createDelete(() => route.sessionId);
-const usage = createUsage({
-  changed: () => void ask(loadUsage()),
-  opened: (name, query) => search.showCalls(name, query, Date.now()),
-});
-const calls = createCalls({
-  changed: () => frames.requestPanelsNow(),
-  loadCall: getCall,
-  loadSpans: (id) => void loadCallsOf(id),
-});
-const sessionTabs = createSessionTabs({
-  chosen: (tab) => location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
-});
+const search = createSearch(() => rows, seek);
+createControls(search.open);
+const spend = createSpend(() => void ask(loadUsage()));
+const usage = createUsage(() => void ask(loadUsage()), search.showCalls);
+const calls = createCalls(
+  () => frames.requestPanelsNow(),
+  (id) => void loadCallsOf(id),
+);
+const sessionTabs = createSessionTabs((tab) =>
+  location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
+);
 const timeline = createTimeline({
   rows: () => rows,
   now: Date.now,
@@ -149,7 +128,7 @@ const stream = createStream({
   },
   opened() {
     rows.asked.clear();
-    wantOverview();
+    void ask(loadOverview());
     void ask(loadUsage());
   },
   reset() {
@@ -159,11 +138,10 @@ const stream = createStream({
     header.showConnection(connection);
     if (connection.state === "connecting") return; // what was wrong may still be
     const problem = connection.state === "waiting" ? connection.reason : null;
-    notice.hidden = problem === null;
-    setText(notice, problem ?? "");
+    setText("notice", problem);
   },
 });
-const emptyState = createEmptyState(location.origin);
+const emptyState = createEmptyState();
 
 // ─── What comes from the server ──────────────────────────────────────────────
 
@@ -177,7 +155,6 @@ function takePending(budgetMs: number): void {
     if (++done % 16 === 0 && performance.now() > until) break;
   }
   pending = pending.slice(done);
-  wantOverview();
   frames.requestPanels();
 }
 
@@ -187,49 +164,28 @@ async function ask(work: Promise<unknown>): Promise<void> {
   frames.requestPanels();
 }
 
-let overviewAskedAt = 0;
-let overviewTimer: ReturnType<typeof setTimeout> | undefined;
+let overviewAskedAt = -Infinity;
+let overviewHead = -1;
 
-/** The figures are others: they are asked for soon, and once for all that comes until then. */
-function wantOverview(): void {
-  if (overviewTimer !== undefined || document.hidden) return;
-  const wait = overviewAskedAt + OVERVIEW_INTERVAL_MS - performance.now();
-  overviewTimer = setTimeout(
-    () => {
-      overviewTimer = undefined; // what comes while it is asked for may not be in the answer
-      overviewAskedAt = performance.now();
-      const asked = Promise.all([getOverview(), getSpent()]);
-      void ask(asked.then((figures) => ([overview, spent] = figures)));
-    },
-    Math.max(0, wait),
-  );
+async function loadOverview(): Promise<void> {
+  overviewAskedAt = performance.now();
+  overviewHead = rows.head; // what comes while it is asked for may not be in the answer
+  [overview, spent] = await Promise.all([getOverview(), getSpent()]);
 }
 
-let usageAsked = 0;
 let usageAskedAt = 0;
 let usageHead = -1;
 
 async function loadUsage(): Promise<void> {
   const isShown = route.sessionId === null || usualMs === null;
   if (!isLoaded || !isShown || document.hidden) return;
-  const asked = ++usageAsked;
   usageAskedAt = performance.now();
   usageHead = rows.head;
   if (route.isSpend) return spend.load(Date.now());
-  const { kind, hours } = usage.query;
-  const [stats, counts] = await Promise.all([
-    get(`/api/analytics/${kind}`, { hours }),
-    get("/api/analytics/activity", { hours }),
-    usage.loadBefore(),
-  ]);
-  const body: Partial<Record<string, UsageRow[]>> = await stats.json();
-  const { activity }: { activity: Activity[] } = await counts.json();
-  if (asked !== usageAsked) return; // another choice was made meanwhile
-  const used = body[kind] ?? [];
-  usage.show(used, activity, Date.now());
-  if (kind !== "tools") return;
-  feed.offerToolNames(used.map(nameOf));
-  const told = used.filter(({ count }) => count >= MIN_USUAL_CALLS);
+  const used = await usage.load(Date.now());
+  if (used?.kind !== "tools") return;
+  feed.offerToolNames(used.rows.map(nameOf));
+  const told = used.rows.filter(({ count }) => count >= MIN_USUAL_CALLS);
   usualMs = new Map(told.map((row) => [nameOf(row), row.p95_duration_ms ?? Infinity]));
 }
 
@@ -293,17 +249,13 @@ async function loadCallsOf(id: string): Promise<void> {
 
 // ─── Drawing ─────────────────────────────────────────────────────────────────
 
-/** Empty state, overview or session page. */
+/** Empty state, overview, spend or session page: style.css says what each shows. */
 function showPage(): void {
-  const isEmpty = rows.sessions.size === 0;
   const page = route.isSpend ? "spend" : route.sessionId === null ? "overview" : "session";
-  const view = isEmpty ? "empty" : page;
+  const view = rows.sessions.size === 0 ? "empty" : page;
   if (document.body.dataset.view === view) return;
   document.body.dataset.view = view;
-  empty.hidden = !isEmpty;
-  layout.hidden = isEmpty;
-  analytics.hidden = route.sessionId !== null;
-  if (view !== "session") void ask(loadUsage());
+  if (view !== "session" && stream.isOpen()) void ask(loadUsage()); // else as soon as it is
 }
 
 function showHeader(): void {
@@ -332,8 +284,7 @@ function showMain(): void {
   for (const id of rows.groups.keys()) if (!rows.sessions.has(id)) seek(id);
   if (route.sessionId !== null) showSession(route.sessionId, now);
   if (route.sessionId !== null && route.tab !== "events") return;
-  const { things, waiting, hasOlder } = history.page(feed.limit(), feed.isHeld());
-  feed.show(rows, things, waiting, hasOlder, now);
+  feed.show(rows, history.page(feed.limit(), feed.isHeld()), now);
 }
 
 function showSession(id: string, now: number): void {
@@ -354,12 +305,6 @@ function showSession(id: string, now: number): void {
   showFamily(id);
 }
 
-/** A call, in the timeline and among the calls; null: none. */
-function selectSpan(id: number | null): void {
-  timeline.wantSpan(id);
-  if (id !== null) calls.select(id);
-}
-
 /** The timeline shows this session and what is below it, and their rows stay. */
 function showFamily(id: string): void {
   rows.pinned = familyOf(rows, id);
@@ -376,7 +321,7 @@ function feedFilter(): FeedFilter {
 /** The address may have any event of a call: the span that it is of takes its place. */
 async function seekSelected(): Promise<void> {
   const { sessionId, spanId } = route;
-  if (sessionId === null || spanId === null || !isLoaded) return;
+  if (sessionId === null || spanId === null) return;
   const found = await seekSpan(rows, sessionId, spanId);
   const isWanted = found !== spanId && route.spanId === spanId;
   if (isWanted) location.replace(hashOf({ ...route, spanId: found }));
@@ -393,43 +338,41 @@ function showRoute(): void {
   const previous = route;
   route = routeOf(location.hash);
   if (hashOf({ ...previous, spanId: null }) !== hashOf({ ...route, spanId: null })) history.reset();
-  showFilter();
   if (previous.sessionId !== route.sessionId) {
     opened = null;
-    rows.pinned = new Set();
     milestones.clear();
     sessionHead.hide();
     sessionTabs.hide();
     calls.reset();
-    if (route.sessionId === null) {
-      timeline.setScope(null);
-    } else {
-      showFamily(route.sessionId);
-      void openSession();
-    }
+    rows.pinned = new Set();
+    if (route.sessionId === null) timeline.setScope(null);
+    else showFamily(route.sessionId);
     timeline.fit();
     scrollTo(0, 0);
   }
-  selectSpan(route.spanId);
-  void ask(seekSelected());
   // On a narrow screen it is further down.
   if (route.filter.type === "failed" && previous.filter.type !== "failed")
     byId("feed-scroll", HTMLDivElement).scrollIntoView({ block: "nearest" });
-  if (isLoaded) void ask(history.fill());
-  frames.requestPanelsNow();
+  showWanted();
 }
 
 function showLoaded(): void {
   opened = null;
   history.reset();
-  showFilter();
-  selectSpan(route.spanId);
-  void ask(seekSelected());
   if (route.sessionId === null) timeline.showLoaded();
-  else void openSession();
-  void ask(history.fill());
-  void ask(loadUsage());
+  showWanted();
+}
+
+/** What the address asks for. */
+function showWanted(): void {
+  showFilter();
+  timeline.wantSpan(route.spanId);
+  if (route.spanId !== null) calls.select(route.spanId);
   frames.requestPanelsNow();
+  if (!isLoaded) return;
+  void openSession();
+  void ask(seekSelected());
+  void ask(history.fill());
 }
 
 addEventListener("hashchange", showRoute);
@@ -451,8 +394,9 @@ setInterval(() => {
   }
   if (!stream.isOpen()) return;
   if (document.body.dataset.view === "empty") void ask(emptyState.look(Date.now()));
-  if (at - overviewAskedAt >= QUIET_OVERVIEW_INTERVAL_MS) wantOverview();
-  if (at - usageAskedAt >= USAGE_INTERVAL_MS && usageHead !== rows.head) void ask(loadUsage());
+  const isOverviewOld = at - overviewAskedAt >= FIGURES_INTERVAL_MS;
+  if (isOverviewOld || overviewHead !== rows.head) void ask(loadOverview());
+  if (at - usageAskedAt >= FIGURES_INTERVAL_MS && usageHead !== rows.head) void ask(loadUsage());
   void openSession();
 }, TICK_MS);
 

@@ -1,6 +1,15 @@
 /** A table of figures by name: sorted by its heads, each figure with how it differs from the time before. */
 
-import { byId, createList, createMore, part, setAttribute, setText } from "./dom.ts";
+import {
+  PAGE_ROWS,
+  byId,
+  cloneOf,
+  createEnd,
+  createList,
+  part,
+  setAttribute,
+  setText,
+} from "./dom.ts";
 import { UNKNOWN, formatChange } from "./format.ts";
 
 export interface Column<T> {
@@ -16,75 +25,79 @@ export interface Figures<T> {
   name: string;
   row: T;
   /** Of the time before, to compare. */
-  before: T | undefined;
+  before?: T | undefined;
   /** Stands first, wherever it is sorted to. */
   isTotal?: boolean;
 }
 
-type Item<T> = Figures<T> & { most: number[] };
+export interface Table<T> {
+  /** What the rows are. */
+  name: string;
+  columns: readonly Column<T>[];
+  rows: readonly Figures<T>[];
+  /** What is said where there are none. */
+  none: string;
+}
 
-/** @param id of its elements: `${id}-heads`, `-rows`, `-more`, `-empty`. @param opened a row was pressed */
+type Head = { key: number; head: string };
+type Item<T> = Figures<T> & { key: string; most: number[] };
+
+/** @param id of the element that the table is in @param opened a row was pressed */
 export function createTable<T>(id: string, opened?: (name: string) => void) {
-  const empty = byId(`${id}-empty`, HTMLParagraphElement);
-  const more = createMore(`${id}-more`, show);
+  const root = byId(id, HTMLElement).appendChild(cloneOf("table"));
+  const end = createEnd(root, show);
   const sorting = { at: 1, isAscending: false };
-  let heads: string[] = [];
-  let columns: readonly Column<T>[] = [];
-  let rows: readonly Figures<T>[] = [];
+  let table: Table<T> = { name: "", columns: [], rows: [], none: "" };
 
-  const showHeads = createList<number>(`${id}-heads`, "table-head", Number, (root) => {
-    const button = part(root, "button", HTMLButtonElement);
-    let at = 0;
-    button.addEventListener("click", () => {
+  const headRow = part(root, "tr", HTMLElement);
+  const showHeads = createList<Head>(headRow, "table-head", (cell, find) => {
+    let shown = 0;
+    find("button").addEventListener("click", () => {
       // Numbers are first wanted large, names from A.
-      sorting.isAscending = at === sorting.at ? !sorting.isAscending : at === 0;
-      sorting.at = at;
+      sorting.isAscending = shown === sorting.at ? !sorting.isAscending : shown === 0;
+      sorting.at = shown;
       show();
     });
-    return {
-      root,
-      update(index) {
-        at = index;
-        setText(button, heads[at] ?? "");
-        setAttribute(root, "data-column", at === 0 ? "name" : (heads[at] ?? ""));
-        const order = sorting.isAscending ? "ascending" : "descending";
-        setAttribute(root, "aria-sort", at === sorting.at ? order : "none");
-      },
+    return ({ key: at, head }) => {
+      shown = at;
+      const [order, arrow] = sorting.isAscending ? ["ascending", "↑"] : ["descending", "↓"];
+      const isSorted = at === sorting.at;
+      setText(find("button"), isSorted ? `${head} ${arrow}` : head);
+      setAttribute(cell, "data-column", at === 0 ? "name" : head);
+      setAttribute(cell, "aria-sort", isSorted ? order : "none");
     };
   });
-  const keyOf = ({ name, isTotal }: Item<T>) => `${isTotal} ${name}`;
-  const showRows = createList<Item<T>>(`${id}-rows`, "table-row", keyOf, (root) => {
-    const button = part(root, "button", HTMLButtonElement);
-    const cell = part(root, "td", HTMLElement);
+  const body = part(root, "tbody", HTMLElement);
+  const showRows = createList<Item<T>>(body, "table-row", (line, find) => {
+    const [button, cell] = [part(line, "button", HTMLButtonElement), find("td")];
     let shownName = "";
     button.addEventListener("click", () => opened?.(shownName));
-    return {
-      root,
-      update({ name, row, before, most, isTotal = false }) {
-        shownName = name;
-        setText(button, name);
-        setAttribute(part(root, "th", HTMLElement), "title", name);
-        button.disabled = opened === undefined || isTotal;
-        setAttribute(root, "data-total", String(isTotal));
-        while (root.children.length > heads.length) root.lastElementChild?.remove();
-        while (root.children.length < heads.length) root.append(cell.cloneNode(true));
-        for (const [index, { head, value, format }] of columns.entries()) {
-          const at = root.children[index + 1] ?? cell;
-          const [now, then] = [value(row), before === undefined ? null : value(before)];
-          const change = part(at, "small", HTMLElement);
-          setText(part(at, ".number", HTMLElement), now === null ? UNKNOWN : format(now));
-          setText(change, formatChange(now, then));
-          setAttribute(change, "title", then === null ? "" : `${format(then)} in the time before`);
-          setAttribute(at, "data-bad", String(head === "Errors" && now !== 0));
-          const share = isTotal ? 0 : (now ?? 0) / (most[index] || Infinity);
-          part(at, ".bar", HTMLElement).style.setProperty("--share", String(share));
-        }
-      },
+    return ({ name, row, before, most, isTotal = false }) => {
+      const { columns } = table;
+      shownName = name;
+      setText(button, name, name);
+      button.disabled = opened === undefined || isTotal;
+      setAttribute(line, "data-total", isTotal);
+      while (line.children.length > columns.length + 1) line.lastElementChild?.remove();
+      while (line.children.length < columns.length + 1) line.append(cell.cloneNode(true));
+      for (const [index, { head, value, format }] of columns.entries()) {
+        const at = line.children[index + 1] ?? cell;
+        const [now, then] = [value(row), before === undefined ? null : value(before)];
+        setText(part(at, ".number", HTMLElement), now === null ? UNKNOWN : format(now));
+        const compared = then === null ? null : `${format(then)} in the time before`;
+        setText(part(at, "small", HTMLElement), formatChange(now, then), compared);
+        setAttribute(at, "data-bad", head === "Errors" && now !== 0);
+        const share = isTotal ? 0 : (now ?? 0) / (most[index] || Infinity);
+        part(at, ".bar", HTMLElement).style.setProperty("--share", String(share));
+      }
     };
   });
 
   function show(): void {
-    showHeads([...heads.keys()]);
+    const { name, columns, rows, none } = table;
+    const heads = [name, ...columns.map(({ head }) => head)];
+    sorting.at = Math.min(sorting.at, columns.length);
+    showHeads(rows.length > 0 ? heads.map((head, key) => ({ key, head })) : []);
     const column = columns[sorting.at - 1];
     const sign = sorting.isAscending ? 1 : -1;
     const valueOf = ({ row }: Figures<T>) => column?.value(row) ?? -1;
@@ -96,19 +109,20 @@ export function createTable<T>(id: string, opened?: (name: string) => void) {
     const most = columns.map(({ value, isBar }) =>
       isBar ? Math.max(...named.map(({ row }) => value(row) ?? 0)) : 0,
     );
-    const total = named.length > 1 ? rows.filter(({ isTotal }) => isTotal) : [];
-    showRows([...total, ...named.slice(0, more.limit)].map((figures) => ({ ...figures, most })));
-    more.show(named.length > more.limit);
-    empty.hidden = named.length > 0;
+    const totals = rows.filter(({ isTotal }) => isTotal);
+    showRows(
+      [...totals, ...named.slice(0, end.limit)].map((row) => ({
+        ...row,
+        key: `${row.isTotal} ${row.name}`,
+        most,
+      })),
+    );
+    end.show(rows.length, named.length > end.limit, none);
   }
 
-  /** @param name what the rows are */
-  return (name: string, nextColumns: readonly Column<T>[], next: readonly Figures<T>[]): void => {
-    if (name !== heads[0]) more.reset();
-    columns = nextColumns;
-    heads = [name, ...columns.map(({ head }) => head)];
-    sorting.at = Math.min(sorting.at, columns.length);
-    rows = next;
+  return (next: Table<T>): void => {
+    if (next.name !== table.name) end.limit = PAGE_ROWS;
+    table = next;
     show();
   };
 }

@@ -91,42 +91,44 @@ export function callsOf(rows: Rows, id: string, more: readonly SpanEntry[] = [])
 
 export const TOKEN_KINDS = ["input", "output", "reasoning", "cache_read", "cache_write"] as const;
 
-type Tokens = Record<(typeof TOKEN_KINDS)[number], number> & { total: number | null };
+type Tokens = Partial<Record<(typeof TOKEN_KINDS)[number] | "total", number>>;
 
-/** @param told of a model's span: a number, or one of each kind */
-export function tokensOf(told: unknown): Tokens {
-  const parts: Record<string, unknown> = isRecord(told) ? told : {};
-  const kinds = { input: 0, output: 0, reasoning: 0, cache_read: 0, cache_write: 0 };
-  const tokens: Tokens = { ...kinds, total: null };
-  for (const kind of TOKEN_KINDS) tokens[kind] = Number(parts[kind] ?? 0) || 0;
-  if (isRecord(told)) tokens.total = TOKEN_KINDS.reduce((sum, kind) => sum + tokens[kind], 0);
-  if (typeof told === "number") tokens.total = told;
-  return tokens;
+/** @param told of a model's span: a number, or one of each kind. Empty: it isn't told */
+function tokensOf(told: unknown): Tokens {
+  if (typeof told === "number") return { total: told };
+  if (!isRecord(told)) return {};
+  const tokens = TOKEN_KINDS.map((kind) => [kind, Number(told[kind]) || 0] as const);
+  const total = tokens.reduce((sum, [, count]) => sum + count, 0);
+  return { ...Object.fromEntries(tokens), total };
 }
 
 /** How much of its context the newest model of a session was given; null: not told. */
-export function contextOf(rows: Rows, id: string): { used: number; limit: number } | null {
+export function contextOf(rows: Rows, id: string) {
   const newest = spansOf(rows, id).model.findLast(({ row }) => isRecord(row.tokens))?.row;
   const limit = newest?.attributes?.context_limit;
   if (newest === undefined || typeof limit !== "number" || limit <= 0) return null;
-  const { input, cache_read, cache_write } = tokensOf(newest.tokens);
-  return { used: input + cache_read + cache_write, limit };
+  const { input = 0, cache_read = 0, cache_write = 0 } = tokensOf(newest.tokens);
+  const used = input + cache_read + cache_write;
+  return { used, limit, share: Math.min(1, used / limit) };
 }
 
-/** By model, in these sessions, the dearest first; a cost of null: not told. */
+/** By model, in these sessions; a cost of null: not told. */
 export function modelsOf(rows: Rows, family: ReadonlySet<string>) {
-  const models = new Map<string, Tokens & { name: string; answers: number; cost: number | null }>();
+  const models = new Map<
+    string,
+    { name: string; answers: number; tokens: Tokens; cost: number | null }
+  >();
   for (const { row } of [...family].flatMap((id) => spansOf(rows, id).model)) {
-    const known = models.get(row.name);
-    const used = known ?? { name: row.name, answers: 0, cost: null, ...tokensOf(null) };
-    const told = tokensOf(row.tokens);
+    const { name } = row;
+    const used = models.get(name) ?? { name, answers: 0, tokens: {}, cost: null };
+    models.set(name, used);
     used.answers++;
-    for (const kind of TOKEN_KINDS) used[kind] += told[kind];
-    used.total = plus(used.total, told.total);
     used.cost = plus(used.cost, row.cost);
-    models.set(row.name, used);
+    const told = tokensOf(row.tokens);
+    for (const kind of [...TOKEN_KINDS, "total"] as const)
+      if (told[kind] !== undefined) used.tokens[kind] = (used.tokens[kind] ?? 0) + told[kind];
   }
-  return [...models.values()].sort((a, b) => (b.cost ?? 0) - (a.cost ?? 0));
+  return [...models.values()];
 }
 
 /** A sum of what is told; null: nothing is. */
@@ -136,24 +138,33 @@ function plus(sum: number | null, value: unknown): number | null {
 
 // ─── Files ───────────────────────────────────────────────────────────────────
 
-/** The files that these sessions have changed, by path, relative to `directory`; null: lines aren't told. */
-export function filesOf(rows: Rows, family: ReadonlySet<string>, directory: unknown) {
+/** A file that was changed: how often, and by how many lines; null: that isn't told. */
+export interface ChangedFile {
+  path: string;
+  edits: number;
+  additions: number | null;
+  deletions: number | null;
+}
+
+/** The files that these sessions have changed, their paths relative to `directory`. */
+export function filesOf(
+  rows: Rows,
+  family: ReadonlySet<string>,
+  directory: unknown,
+): ChangedFile[] {
   const root = `${asText(directory) ?? ""}/`;
-  const none = { edits: 0, additions: null as number | null, deletions: null as number | null };
-  const files = new Map<string, typeof none & { path: string }>();
+  const files = new Map<string, ChangedFile>();
   for (const { row } of [...family].flatMap((id) => spansOf(rows, id).tool)) {
     const told = row.attributes?.files;
-    for (const file of Array.isArray(told) ? told.filter(isRecord) : []) {
-      const whole = asText(file.path) ?? "";
+    for (const changed of Array.isArray(told) ? told.filter(isRecord) : []) {
+      const whole = asText(changed.path) ?? "";
       const path = whole.startsWith(root) ? whole.slice(root.length) : whole;
-      const known = files.get(path) ?? none;
-      files.set(path, {
-        path,
-        edits: known.edits + 1,
-        additions: plus(known.additions, file.additions),
-        deletions: plus(known.deletions, file.deletions),
-      });
+      const file = files.get(path) ?? { path, edits: 0, additions: null, deletions: null };
+      files.set(path, file);
+      file.edits++;
+      file.additions = plus(file.additions, changed.additions);
+      file.deletions = plus(file.deletions, changed.deletions);
     }
   }
-  return [...files.values()].sort((a, b) => (a.path < b.path ? -1 : 1));
+  return [...files.values()];
 }

@@ -279,11 +279,11 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       waitFor(async () => (await page.count("#feed-list .line")) === count, `${count} rows`);
     for (const count of [60, 120]) {
       await hasRows(count);
-      await page.run(`document.querySelector("#feed-older").scrollIntoView()`);
-      await page.click("#feed-older");
+      await page.run(`document.querySelector("#feed .more").scrollIntoView()`);
+      await page.click("#feed .more");
     }
     await hasRows(130);
-    await waitFor(async () => (await page.text("#feed-older")) === null, "no button");
+    await waitFor(async () => (await page.text("#feed .more")) === null, "no button");
     expect((await page.texts(".line-name")).at(-1)).toBe("tool 0");
     await page.run(`document.querySelector("#feed-scroll").scrollTop = 0`);
     await post(
@@ -292,11 +292,11 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     await hasRows(180); // the oldest ten have to make room
     await waitFor(
-      async () => (await page.text("#feed-older")) === "Load older",
+      async () => (await page.text("#feed .more")) === "Load older",
       "the button again",
     );
     using few = await openPage(fresh, { path: "/#/?type=session_end" });
-    await waitFor(async () => (await few.text("#feed-older")) === null, "no button");
+    await waitFor(async () => (await few.text("#feed .more")) === null, "no button");
     expect(page.problems).toEqual([]);
   });
 
@@ -473,8 +473,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await page.texts("#feed-session option")).toEqual(
       expect.arrayContaining([title, ordinary]),
     );
-    await waitFor(async () => (await page.count("#usage-rows tr")) === 3, "usage");
-    expect(await page.attribute("#usage-rows tr:nth-child(1) th", "title")).not.toBeNull();
+    await waitFor(async () => (await page.count("#usage tbody tr")) === 3, "usage");
+    expect(await page.attribute("#usage tbody tr:nth-child(1) button", "title")).not.toBeNull();
     expect(await page.texts("#tool-names option")).toEqual(["bash", ordinary]);
 
     // On the canvas, and in what is said of its bars.
@@ -765,35 +765,33 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
 
   test("usage: sorted by any column, over three periods, with a readout of the activity", async () => {
     using page = await openPage(server);
-    const column = (index: number) => page.texts(`#usage-rows td:nth-child(${index})`);
+    const column = (index: number) => page.texts(`#usage tbody td:nth-child(${index})`);
     await waitFor(async () => (await column(2)).length > 4, "the table");
     const numbers = (await column(2)).map(Number);
     expect(numbers).toEqual(numbers.toSorted((a, b) => b - a));
-    await page.click('#usage-table [data-column="name"] button');
+    await page.click('#usage [data-column="name"] button');
     await waitFor(async () => {
-      const names = await page.texts("#usage-rows th");
+      const names = await page.texts("#usage tbody th");
       return names.join() === names.toSorted().join();
     }, "the names in order");
-    expect(await page.attribute('#usage-table [data-column="name"]', "aria-sort")).toBe(
-      "ascending",
-    );
-    await page.click('#usage-hours [data-hours="168"]');
+    expect(await page.attribute('#usage [data-column="name"]', "aria-sort")).toBe("ascending");
+    await page.click('#usage-hours [value="168"]');
     await waitFor(
-      async () => (await page.text("#activity-readout"))?.endsWith("per hour") ?? false,
+      async () => (await page.text("#activity output"))?.endsWith("per hour") ?? false,
       "a week in hours",
     );
-    await page.run(`document.querySelector("#activity").focus()`);
+    await page.run(`document.querySelector("#activity input").focus()`);
     await page.press("ArrowLeft");
     await waitFor(
-      async () => / to .*events?, /.test((await page.text("#activity-readout")) ?? ""),
+      async () => / to .*events?, /.test((await page.text("#activity output")) ?? ""),
       "readout",
     );
-    await page.click('#usage-kind [data-kind="agents"]');
+    await page.click('#usage-kind [value="agents"]');
     await waitFor(
-      async () => (await page.text("#usage-heads button"))?.startsWith("Agent") ?? false,
+      async () => (await page.text("#usage thead button"))?.startsWith("Agent") ?? false,
       "agents",
     );
-    expect(await page.texts("#usage-rows th")).toContain("Engineer");
+    expect(await page.texts("#usage tbody th")).toContain("Engineer");
   });
 
   test.each([380, 1440])(
@@ -802,7 +800,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       using page = await openPage(server, { width });
       for (const path of ["#/", "#/session/first"]) {
         await page.run(`location.hash = ${JSON.stringify(path)}`);
-        const row = path === "#/" ? "#usage-rows tr" : ".turn .line";
+        const row = path === "#/" ? "#usage tbody tr" : ".turn .line";
         await waitFor(async () => (await page.count(row)) > 0, row);
         expect(
           await page.run<number>(
@@ -965,12 +963,12 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await factsOf(page)).toContain("Worked12 s in 1 turn");
     await page.run(`location.hash = "#/session/s1?tab=todos"`);
     await waitFor(
-      async () => (await page.texts("#session-table tbody tr")).join() === "▸ DoingTest it",
+      async () => (await page.texts("#todos li")).join() === "▸ DoingTest it",
       "its todos",
     );
     await page.run(`location.hash = "#/session/s1?tab=files"`);
     await waitFor(
-      async () => (await page.text("#session-table p")) === "2 files, +5 −1",
+      async () => (await page.text("#files p")) === "2 files, +5 −1",
       "what it changed",
     );
     expect(page.problems).toEqual([]);
@@ -1180,17 +1178,17 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       Array.from({ length: count }, (_, index) => call(`tool ${(index * 7_919) % count}`)),
     );
     using page = await openPage(fresh);
-    const rows = () => page.count("#usage-rows tr");
+    const rows = () => page.count("#usage tbody tr");
     await waitFor(async () => (await rows()) === 60, "the table");
     const endTrace = await startTrace(page);
-    await page.click('#usage-hours [data-hours="24"]');
+    await page.click('#usage-hours [value="24"]');
     await waitFor(
-      async () => (await page.text("#activity-readout"))?.endsWith("per 15 minutes") ?? false,
+      async () => (await page.text("#activity output"))?.endsWith("per 15 minutes") ?? false,
       "a day of it",
     );
-    await page.click('#usage-table [data-column="name"] button');
-    await waitFor(async () => (await page.text("#usage-rows th")) === "tool 0", "the first name");
-    await page.run(`document.querySelector("#usage-more").click()`);
+    await page.click('#usage [data-column="name"] button');
+    await waitFor(async () => (await page.text("#usage tbody th")) === "tool 0", "the first name");
+    await page.run(`document.querySelector("#usage .more").click()`);
     await waitFor(async () => (await rows()) === 120, "more of it");
     const longest = Math.max(...(await endTrace()).map(({ cpu }) => cpu));
     console.log(`  20,000 names: the longest task took ${longest.toFixed(1)} ms`);

@@ -181,25 +181,25 @@ describe.skipIf(!hasChromium)("the page", () => {
       "the event of long ago",
     );
     await page.run(`void (location.hash = "#/?q=zzzz")`);
-    await waitFor(async () => (await page.text("#feed-empty")) !== null, "no event matches");
+    await waitFor(async () => (await page.text("#feed .panel-empty")) !== null, "no event matches");
   });
 
   test("a row of the figures opens its slowest and its failed calls, and says of how many", async () => {
     await page.run(`void (location.hash = "#/")`);
-    await waitFor(async () => (await page.count("#usage-rows tr")) === 1, "usage");
-    await page.click("#usage-rows button");
+    await waitFor(async () => (await page.count("#usage tbody tr")) === 1, "usage");
+    await page.click("#usage tbody button");
     await waitFor(async () => (await page.texts("#search-hits a")).length === 11, "the calls");
     expect(await page.texts(".hit-length")).toContain("2.6 s");
     expect(await page.text("#search-note")).toContain("Of all 2,600");
     expect(await page.text("#search-note")).toContain("1 of them failed");
     await page.press("Escape");
-    await page.click('#usage-kind [data-kind="models"]');
-    await page.click('#usage-hours [data-hours="24"]');
-    await waitFor(async () => (await page.texts("#usage-rows th")).includes("opus"), "models");
+    await page.click('#usage-kind [value="models"]');
+    await page.click('#usage-hours [value="24"]');
+    await waitFor(async () => (await page.texts("#usage tbody th")).includes("opus"), "models");
   });
 
   test("spend: as the API sums it up, against the time before", async () => {
-    await page.click('.doors a[href="#/spend"]');
+    await page.click('.header a[href="#/spend"]');
     type Row = { model: string; cost: number };
     const costs = async (days: number, before = 0) => {
       const query = `by=model&days=${days}&before_hours=${before * 24}`;
@@ -209,26 +209,26 @@ describe.skipIf(!hasChromium)("the page", () => {
     };
     const sum = (rows: Row[]) => rows.reduce((all, { cost }) => all + cost, 0);
     for (const days of [1, 7, 30]) {
-      const button = `#spend-days [data-days="${days}"]`;
+      const button = `#spend-days [value="${days}"]`;
       await page.click(button);
       const [rows, before] = [await costs(days), await costs(days, days)];
       const wanted = rows.map(({ model, cost }) => `${model} $${cost.toFixed(2)}`);
       if (rows.length > 1) wanted.unshift(`Total $${sum(rows).toFixed(2)}`);
       await waitFor(async () => {
-        const names = await page.texts("#spend-rows th");
-        const figures = await page.texts("#spend-rows td:nth-child(2) .number");
+        const names = await page.texts("#spend tbody th");
+        const figures = await page.texts("#spend tbody td:nth-child(2) .number");
         return names.map((name, index) => `${name} ${figures[index]}`).join() === wanted.join();
       }, `${days} days: ${wanted}`);
       expect(await page.text(`${button} strong`)).toBe(`$${sum(rows).toFixed(2)}`);
       expect(await page.text(`${button} small`)).toStartWith(formatChange(sum(rows), sum(before)));
     }
-    expect(await page.count("#spend-chart li")).toBe(30);
-    await page.click('#spend-heads [data-column="Input"] button');
-    const inputs = await page.texts('#spend-rows [data-total="false"] td:nth-child(4) .number');
+    expect(await page.attribute("#spend-chart input", "max")).toBe("29");
+    await page.click('#spend thead [data-column="Input"] button');
+    const inputs = await page.texts('#spend tbody [data-total="false"] td:nth-child(4) .number');
     expect(inputs).toEqual(["600", "400"]);
-    await page.click('#spend-by [data-by="directory"]');
+    await page.click('#spend-by [value="directory"]');
     await waitFor(
-      async () => (await page.texts("#spend-rows th")).join() === "Total,Not told,/srv/shop",
+      async () => (await page.texts("#spend tbody th")).join() === "Total,Not told,/srv/shop",
       "directories",
     );
   });

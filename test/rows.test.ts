@@ -719,9 +719,9 @@ describe("a session's page", () => {
       { path: "b.ts", edits: 1, additions: null, deletions: null },
     ]);
     expect(modelsOf(rows, family)).toMatchObject([
-      { name: "opus", answers: 2, input: 10, cache_read: 60, total: 112, cost: 1 },
+      { name: "opus", answers: 2, tokens: { input: 10, cache_read: 60, total: 112 }, cost: 1 },
     ]);
-    expect(contextOf(rows, "s1")).toEqual({ used: 100, limit: 200 });
+    expect(contextOf(rows, "s1")).toEqual({ used: 100, limit: 200, share: 0.5 });
     expect(contextOf(rows, "child")).toBeNull();
   });
 });

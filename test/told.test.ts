@@ -98,7 +98,7 @@ test.skipIf(!hasChromium)(
         100,
       );
     }
-    await shows("#stat-cost dd", "$1.25");
+    await shows("#stat-cost", "$1.25");
     expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Needs you 1", "Running 1"]);
     expect(await page.texts(".session-row .badge")).toEqual(["", "explore", ""]);
 

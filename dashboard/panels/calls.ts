@@ -2,7 +2,8 @@
 
 import type { EventType } from "../../server.ts";
 import { hashOf, sessionHref } from "../address.ts";
-import { type ListRow, byId, createList, createMore, part, setText } from "../dom.ts";
+import { getCall } from "../api.ts";
+import { byId, createEnd, createFold, createList, part, setText } from "../dom.ts";
 import {
   NO_FILTER,
   type TelemetryEvent,
@@ -30,32 +31,24 @@ import {
   shownEnd,
 } from "../rows.ts";
 import { type Turn, callsOf, turnsOf } from "../turns.ts";
-import { type Line, type OpenLines, createLines } from "./line.ts";
+import { type Line, createLines } from "./line.ts";
 
 /** Calls of a turn or of an agent that are shown at first, the latest; and added by each "Show more". */
 const PAGE_CALLS = 100;
 /** Characters of an error that a span's row has: a longer one is read from its events. */
 const CUT_ERROR_CHARS = 300;
 
-export interface CallsOptions {
-  changed: () => void;
-  /** The events of a call, from the server. */
-  loadCall: (span: SpanEntry) => Promise<readonly TelemetryEvent[]>;
-  /** More calls of this session than are loaded are wanted. */
-  loadSpans: (sessionId: string) => void;
-}
-
 interface Item {
+  key: number;
   turn: Turn;
   isOpen: boolean;
-  earlier: number;
   lines: readonly Line[];
   now: number;
 }
 
-export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
+/** @param loadSpans more calls of this session than are loaded are wanted */
+export function createCalls(changed: () => void, loadSpans: (sessionId: string) => void) {
   const section = byId("calls", HTMLElement);
-  const empty = byId("calls-empty", HTMLParagraphElement);
   const open = { keys: new Set<string | number>(), changed };
   /** Turns that the person has opened or closed; of the others the latest is open. */
   const chosen = new Map<number, boolean>();
@@ -64,14 +57,32 @@ export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
   const errors = new Map<string, string>();
   let selected: { id: number; isShown: boolean } | null = null;
   let sessionId = "";
-  const older = createMore("calls-older", () => loadSpans(sessionId));
-  const showTurns = createList<Item>(
-    "turns",
-    "turn",
-    ({ turn }) => turn.id,
-    (root) => createTurn(root, open, chosen, (id) => limits.set(id, limitOf(id) + PAGE_CALLS)),
-  );
+  const end = createEnd(section, () => loadSpans(sessionId));
   const limitOf = (id: number) => limits.get(id) ?? PAGE_CALLS;
+
+  const showTurns = createList<Item>("turns", "turn", (root, find) => {
+    const more = find("button");
+    const showLines = createLines(find("ol"), open);
+    let shownId = 0;
+    const setOpen = createFold(part(root, "details", HTMLDetailsElement), (isOpen) => {
+      chosen.set(shownId, isOpen);
+      changed();
+    });
+    more.addEventListener("click", () => {
+      limits.set(shownId, limitOf(shownId) + PAGE_CALLS);
+      changed();
+    });
+    return ({ turn, isOpen, lines, now }) => {
+      shownId = turn.id;
+      setOpen(isOpen);
+      setText(find(".turn-title"), turn.title);
+      for (const [index, figure] of figuresOf(turn, now).entries())
+        setText(find(`.turn-figures :nth-child(${index + 1})`), figure ?? "");
+      const earlier = turn.calls.length - lines.length;
+      setText(more, isOpen && earlier > 0 ? `Show ${earlier} earlier` : null);
+      showLines(lines);
+    };
+  });
 
   /** Why it failed, whole: what its row lacks is asked for once. */
   function reasonOf(span: SpanEntry): string | null {
@@ -80,7 +91,7 @@ export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
     const key = `${id} ${ended_at}`;
     if (!errors.has(key)) {
       errors.set(key, error);
-      loadCall(span).then(
+      getCall(span).then(
         (events) => {
           const whole = events.map(({ fields }) => errorText(fields.error));
           errors.set(key, whole.findLast((told) => told !== null) ?? error);
@@ -110,6 +121,7 @@ export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
       reason: reasonOf(span),
       key: row.id,
       at: start,
+      now,
       length: joined([waited, time === null ? null : `${end === null ? "runs " : ""}${time}`]),
       isFailed: isFailedSpan(span),
       isSelected: row.id === selected?.id,
@@ -118,7 +130,7 @@ export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
         from: Math.min(1, Math.max(0, start - turn.start) / length),
         share: (end_ms - start) / length,
       },
-      detail: async () => detailOf(span, await loadCall(span)),
+      detail: async () => detailOf(span, await getCall(span)),
       version: String(row.ended_at),
       ...(child === null ? {} : { nested: { href: sessionHref(child), lines } }),
     };
@@ -163,69 +175,31 @@ export function createCalls({ changed, loadCall, loadSpans }: CallsOptions) {
           const isOpen = chosen.get(turn.id) ?? turn.id === latest;
           const calls = isOpen ? turn.calls.slice(-limitOf(turn.id)) : [];
           const lines = calls.map((call) => lineOf(rows, turn, call, now));
-          return { turn, isOpen, earlier: turn.calls.length - calls.length, lines, now };
+          return { key: turn.id, turn, isOpen, lines, now };
         }),
       );
-      older.show(hasOlder);
-      empty.hidden = turns.length > 0;
+      end.show(turns.length, hasOlder);
       if (isNew && selected?.isShown)
         section.querySelector("[data-selected=true]")?.scrollIntoView({ block: "nearest" });
     },
   };
 }
 
-function createTurn(
-  root: HTMLElement,
-  open: OpenLines,
-  chosen: Map<number, boolean>,
-  showMore: (id: number) => void,
-): ListRow<Item> {
-  const details = part(root, "details", HTMLDetailsElement);
-  const title = part(root, ".turn-title", HTMLElement);
-  const figures = [...root.querySelectorAll(".turn-figures span")];
-  const more = part(root, "button", HTMLButtonElement);
-  const showLines = createLines(part(root, "ol", HTMLOListElement), open);
-  let shownId = 0;
-  let wasOpen = false;
-  details.addEventListener("toggle", () => {
-    if (details.open === wasOpen) return;
-    wasOpen = details.open;
-    chosen.set(shownId, wasOpen);
-    open.changed();
-  });
-  more.addEventListener("click", () => {
-    showMore(shownId);
-    open.changed();
-  });
-
-  return {
-    root,
-    update({ turn, isOpen, earlier, lines, now }) {
-      shownId = turn.id;
-      if (isOpen !== wasOpen) details.open = wasOpen = isOpen;
-      setText(title, turn.title);
-      const agents = turn.calls.filter(({ row }) => row.kind === "agent").length;
-      const calls = turn.calls.filter(({ row }) => row.kind === "tool").length;
-      const told = [
-        turn.errorCount === 0 ? "" : formatNoun(turn.errorCount, "error"),
-        joined([
-          agents === 0 ? null : formatNoun(agents, "agent"),
-          calls === 0 ? null : formatNoun(calls, "call"),
-        ]),
-        turn.tokens === null ? "" : `${formatCompact(turn.tokens)} tok`,
-        turn.cost === null ? "" : formatCost(turn.cost),
-        // Of one that is too long ago its calls aren't here.
-        turn.end === turn.start
-          ? ""
-          : `${turn.goesOn ? "runs " : ""}${formatDuration(turn.end - turn.start)}`,
-        formatMoment(turn.start, now),
-      ];
-      for (const [index, figure] of figures.entries()) setText(figure, told[index] ?? "");
-      setText(more, `Show ${earlier} earlier`);
-      more.hidden = earlier === 0 || !isOpen;
-      showLines(lines, now);
-    },
-  };
+/** What stands beside its title; null: nothing to say. */
+function figuresOf(turn: Turn, now: number): (string | null)[] {
+  const { calls, errorCount, tokens, cost, start, end, goesOn } = turn;
+  const count = (kind: SpanRow["kind"]) => calls.filter(({ row }) => row.kind === kind).length;
+  const told = (count: number, noun: string) => (count === 0 ? null : formatNoun(count, noun));
+  // Of one that is too long ago its calls aren't here.
+  const time = end === start ? null : formatDuration(end - start);
+  return [
+    told(errorCount, "error"),
+    joined([told(count("agent"), "agent"), told(count("tool"), "call")]),
+    tokens === null ? null : `${formatCompact(tokens)} tok`,
+    cost === null ? null : formatCost(cost),
+    goesOn && time !== null ? `runs ${time}` : time,
+    formatMoment(start, now),
+  ];
 }
 
 const EVENT_OF: Record<SpanRow["kind"], EventType> = {

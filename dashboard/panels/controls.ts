@@ -4,7 +4,7 @@ import { byId, kept, setAttribute, setText } from "../dom.ts";
 
 const THEMES = ["system", "light", "dark"];
 
-export function createControls(): void {
+export function createControls(openSearch: () => void): void {
   const theme = byId("theme", HTMLButtonElement);
   const keys = byId("keys", HTMLDialogElement);
   let at = Math.max(0, THEMES.indexOf(kept("theme")));
@@ -12,9 +12,8 @@ export function createControls(): void {
   function showTheme(): void {
     const name = THEMES[at] ?? "";
     document.documentElement.dataset.theme = name;
-    setText(theme, "◐○●"[at] ?? "");
+    setText(theme, "◐○●"[at] ?? "", `Theme: ${name}`);
     setAttribute(theme, "aria-label", `Theme: ${name}`);
-    setAttribute(theme, "title", `Theme: ${name}`);
     dispatchEvent(new Event("themechange"));
   }
 
@@ -29,9 +28,12 @@ export function createControls(): void {
   document.addEventListener("keydown", (event) => {
     const { key, target, ctrlKey, metaKey, altKey } = event;
     const isTyping = target instanceof Element && target.closest("input, select, dialog");
-    if (isTyping || ctrlKey || metaKey || altKey) return;
-    if (key === "?") keys.showModal();
-    else if (key.toLowerCase() === "n") byId("stat-needs-link", HTMLAnchorElement).click();
+    const isControl = ctrlKey || metaKey;
+    if (altKey || (isTyping && !isControl)) return;
+    const wanted = `${isControl ? "Ctrl " : ""}${key.toLowerCase()}`;
+    if (wanted === "/" || wanted === "Ctrl k") openSearch();
+    else if (wanted === "?") keys.showModal();
+    else if (wanted === "n") byId("stat-needs-link", HTMLAnchorElement).click();
     else return;
     event.preventDefault();
   });

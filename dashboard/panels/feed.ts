@@ -1,7 +1,7 @@
 /** The live feed: what happened, a line for each thing, newest first, filtered, held and opened. */
 
 import { hashOf, sessionHref } from "../address.ts";
-import { byId, createMore, setAttribute, setText, shown } from "../dom.ts";
+import { PAGE_ROWS, byId, createEnd, setAttribute, setText, shown } from "../dom.ts";
 import {
   EVENT_LABELS,
   EVENT_TYPES,
@@ -23,6 +23,14 @@ const HELD_PX = 8;
 /** Names that the field of the tool offers: a list of thousands would stop the page. */
 const MAX_OFFERED_NAMES = 500;
 
+interface FeedPage {
+  things: readonly Thing[];
+  /** How many newer ones there are, and whether there may be more. */
+  waiting: { count: number; isMore: boolean };
+  /** The server has more. */
+  hasOlder: boolean;
+}
+
 export interface FeedOptions {
   filterChanged: (filter: FeedFilter) => void;
   loadOlder: () => void;
@@ -31,14 +39,12 @@ export interface FeedOptions {
 
 export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
   const scroll = byId("feed-scroll", HTMLDivElement);
-  const note = byId("feed-note", HTMLSpanElement);
   const pause = byId("feed-pause", HTMLButtonElement);
   const type = byId("feed-type", HTMLSelectElement);
   const tool = byId("feed-tool", HTMLInputElement);
   const session = byId("feed-session", HTMLSelectElement);
   const text = byId("feed-text", HTMLInputElement);
-  const empty = byId("feed-empty", HTMLParagraphElement);
-  const older = createMore("feed-older", loadOlder);
+  const end = createEnd(scroll, loadOlder);
   const toolNames = byId("tool-names", HTMLDataListElement);
   let isPaused = false;
   let offered = "";
@@ -60,49 +66,40 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
         text: text.value.trim(),
       }),
     );
-  byId("feed-filter", HTMLFormElement).addEventListener("submit", (event) =>
-    event.preventDefault(),
-  );
   pause.addEventListener("click", () => {
     isPaused = !isPaused;
     if (!isPaused) scroll.scrollTop = 0;
     changed();
   });
-  scroll.addEventListener(
-    "scroll",
-    () => {
-      const wasHeld = scrollTop > HELD_PX;
-      scrollTop = scroll.scrollTop;
-      if (wasHeld !== scrollTop > HELD_PX) changed();
-    },
-    { passive: true },
-  );
+  scroll.addEventListener("scroll", () => {
+    const wasHeld = scrollTop > HELD_PX;
+    scrollTop = scroll.scrollTop;
+    if (wasHeld !== scrollTop > HELD_PX) changed();
+  });
 
   return {
     /** Nothing moves while the person has paused it, or reads further down. */
     isHeld: () => isPaused || scrollTop > HELD_PX,
-    limit: () => older.limit,
+    limit: () => end.limit,
     /** Puts `filter` into the controls. @param sessions to choose from */
     showFilter(
       filter: FeedFilter,
       sessions: readonly SessionEntry[],
       isSessionPage: boolean,
     ): void {
-      older.reset();
+      end.limit = PAGE_ROWS;
       shownFilter = filter;
       type.value = filter.type ?? "";
       if (tool.value.trim() !== filter.tool) tool.value = filter.tool;
       if (text.value.trim() !== filter.text) text.value = filter.text;
       isOfOne = isSessionPage;
       session.hidden = isSessionPage;
-      session.replaceChildren(
-        ...[...session.options].slice(0, 1),
-        ...sessions.map((entry) => new Option(shown(labelOf(entry)), entry.row.id)),
-      );
-      const { sessionId } = filter;
-      if (sessionId !== null && sessions.every(({ row }) => row.id !== sessionId))
-        session.append(new Option(shown(shortId(sessionId)), sessionId));
-      session.value = sessionId ?? "";
+      const labels = new Map([["", "All sessions"]]);
+      for (const entry of sessions) labels.set(entry.row.id, labelOf(entry));
+      const id = filter.sessionId ?? "";
+      if (!labels.has(id)) labels.set(id, shortId(id));
+      session.replaceChildren(...[...labels].map(([of, label]) => new Option(shown(label), of)));
+      session.value = id;
     },
     /** @param names most used first */
     offerToolNames(names: readonly string[]): void {
@@ -112,27 +109,13 @@ export function createFeed({ filterChanged, loadOlder, changed }: FeedOptions) {
       offered = next.join("\n");
       toolNames.replaceChildren(...next.map((name) => new Option(name, name)));
     },
-    /**
-     * @param waiting how many newer ones there are, and whether there may be more
-     * @param hasOlder the server has more
-     */
-    show(
-      rows: Rows,
-      things: readonly Thing[],
-      waiting: { count: number; isMore: boolean },
-      hasOlder: boolean,
-      now: number,
-    ): void {
-      showLines(
-        things.map((thing) => lineOf(rows, thing, shownFilter, isOfOne, now)),
-        now,
-      );
-      setAttribute(pause, "aria-pressed", String(isPaused));
+    show(rows: Rows, { things, waiting, hasOlder }: FeedPage, now: number): void {
+      showLines(things.map((thing) => lineOf(rows, thing, shownFilter, isOfOne, now)));
+      setAttribute(pause, "aria-pressed", isPaused);
       setText(pause, isPaused ? "Resume" : "Pause");
       const count = `${formatCount(waiting.count)}${waiting.isMore ? "+" : ""}`;
-      setText(note, waiting.count > 0 ? `${count} new` : isPaused ? "Paused" : "");
-      empty.hidden = things.length > 0 || hasOlder;
-      older.show(hasOlder);
+      setText("feed-note", waiting.count > 0 ? `${count} new` : isPaused ? "Paused" : "");
+      end.show(things.length, hasOlder);
     },
   };
 }
@@ -151,6 +134,7 @@ function lineOf(rows: Rows, thing: Thing, filter: FeedFilter, isOfOne: boolean, 
     ...wordsOf({ ...merged, fields: { args: text, description: text, ...merged.fields } }),
     key: keyOfThing(thing),
     at,
+    now,
     length: length === null ? "" : `${sofar === null ? "" : "runs "}${formatDuration(length)}`,
     isFailed: thing.some((event) => hasFailed(rows, event)),
     href: hashOf({

@@ -14,51 +14,42 @@ export type Connection =
   | { state: "connecting" | "live" | "paused" }
   | { state: "waiting"; seconds: number; reason: string | null };
 
-export function createHeader({ togglePause }: { togglePause: () => void }) {
+const CONNECTION_WORDS = {
+  connecting: ["Connecting", ""],
+  live: ["Live", "Pause the stream"],
+  paused: ["Paused", "Resume the stream"],
+} as const;
+
+export function createHeader(togglePause: () => void) {
   const connection = byId("connection", HTMLButtonElement);
-  const connectionText = byId("connection-text", HTMLSpanElement);
-  const needing = byId("stat-needs", HTMLDivElement);
-  const needCount = byId("stat-needs-count", HTMLSpanElement);
   const needLink = byId("stat-needs-link", HTMLAnchorElement);
-  const needName = byId("stat-needs-name", HTMLSpanElement);
-  const needText = byId("stat-needs-text", HTMLSpanElement);
-  const agents = byId("stat-agents", HTMLElement);
-  const cost = byId("stat-cost", HTMLElement);
-  const rate = byId("stat-rate", HTMLSpanElement);
-  const errors = byId("stat-errors", HTMLDivElement);
-  const errorsLink = byId("stat-errors-link", HTMLAnchorElement);
-  const oldPlugin = byId("old-plugin", HTMLParagraphElement);
+  const errors = byId("stat-errors-link", HTMLAnchorElement);
   const icon = part(document, "link[rel=icon]", HTMLLinkElement);
   const plainIcon = icon.href;
   connection.addEventListener("click", togglePause);
 
   return {
     showConnection(at: Connection): void {
-      const words = {
-        connecting: ["Connecting", ""],
-        live: ["Live", "Pause the stream"],
-        paused: ["Paused", "Resume the stream"],
-      };
-      const [text = "", title = ""] =
+      const [text, title] =
         at.state === "waiting"
           ? [`Reconnecting in ${at.seconds} s`, at.reason ?? "Try again now"]
-          : words[at.state];
-      setAttribute(connection, "data-state", at.state);
-      setText(connectionText, text);
+          : CONNECTION_WORDS[at.state];
+      setText("connection-text", text);
       setAttribute(connection, "title", title);
+      for (const element of [connection, byId("connection-dot", HTMLElement)])
+        setAttribute(element, "data-status", at.state);
     },
     /** Also in the tab, where a page is that isn't shown. */
     showNeeds(needs: readonly Need[], now: number): void {
       const count = new Set(needs.map(({ root }) => root)).size;
       const [first] = needs;
-      setText(needCount, formatCount(count));
-      setAttribute(needing, "data-cause", first?.cause ?? "");
-      const href = first === undefined ? "#/" : sessionHref(first.session.row.id);
-      setAttribute(needLink, "href", href);
-      setAttribute(needLink, "title", first?.text ?? "");
-      const age = first === undefined ? "" : `, ${formatAge(now - first.since)}`;
-      setText(needName, first === undefined ? "" : labelOf(first.session) + age);
-      setText(needText, first?.text ?? "");
+      const age = first && `${labelOf(first.session)}, ${formatAge(now - first.since)}`;
+      setText("stat-needs-count", formatCount(count));
+      setText("stat-needs-name", age ?? "");
+      setText("stat-needs-text", first?.text ?? "");
+      setAttribute(needLink, "data-status", first?.cause ?? null);
+      setAttribute(needLink, "href", first ? sessionHref(first.session.row.id) : "#/");
+      setAttribute(needLink, "title", first?.text ?? null);
       document.title = count === 0 ? TITLE : `(${count}) ${TITLE}`;
       const dot = encodeURIComponent("<circle cx='11' cy='11' r='5' fill='#e0a030'/></svg>");
       const dotted = plainIcon.replace("%3C/svg%3E", dot);
@@ -66,14 +57,14 @@ export function createHeader({ togglePause }: { togglePause: () => void }) {
     },
     /** @param spent US dollars today; null: not known */
     show(overview: Overview, spent: number | null, now: number): void {
-      setText(agents, formatCount(overview.running_agents));
-      setText(part(cost, "dd", HTMLElement), formatCost(spent));
-      cost.hidden = spent === null;
-      setText(errorsLink, formatCount(overview.errors_last_hour));
-      setAttribute(errors, "data-errors", String(Math.min(overview.errors_last_hour, 1)));
-      oldPlugin.hidden = overview.old_plugin === null;
-      setText(oldPlugin, `OpenCode’s plugin ${overview.old_plugin} is older than this server`);
-      setText(rate, formatCount(perMinute(overview, now)));
+      const { running_agents, errors_last_hour, old_plugin } = overview;
+      setText("stat-agents", formatCount(running_agents));
+      setText("stat-cost", formatCost(spent));
+      setText(errors, formatCount(errors_last_hour));
+      setAttribute(errors, "data-status", errors_last_hour > 0 ? "failed" : null);
+      const old = old_plugin && `OpenCode’s plugin ${old_plugin} is older than this server`;
+      setText("old-plugin", old);
+      setText("stat-rate", formatCount(perMinute(overview, now)));
     },
   };
 }

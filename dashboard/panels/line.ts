@@ -1,13 +1,14 @@
 /** One line of what happened, in the feed and under a turn: native <details>, read when it is opened. */
 
-import { type ListRow, createList, part, setAttribute, setText } from "../dom.ts";
+import { createFold, createList, part, setAttribute, setText } from "../dom.ts";
 import { type Words, shownWhole } from "../events.ts";
 import { formatMoment, formatTimeOrDay } from "../format.ts";
 
 export interface Line extends Words {
   key: string | number;
-  /** Milliseconds since 1970. */
+  /** Milliseconds since 1970, as `now`. */
   at: number;
+  now: number;
   length: string;
   isFailed: boolean;
   /** The address that selects its bar. */
@@ -30,46 +31,32 @@ export interface OpenLines {
   changed: () => void;
 }
 
-/** The lines of `container`: shows them at `now`. */
+/** The lines of `container`. */
 export function createLines(container: HTMLElement, open: OpenLines) {
-  let shownAt = 0;
-  const show = createList<Line>(
-    container,
-    "line-row",
-    ({ key }) => key,
-    (root) => createLine(root, open, () => shownAt),
-  );
-  return (lines: readonly Line[], now: number) => {
-    shownAt = now;
-    show(lines);
-  };
+  return createList<Line>(container, "line-row", (root, find) => createLine(root, find, open));
 }
 
-function createLine(root: HTMLElement, open: OpenLines, now: () => number): ListRow<Line> {
-  const bar = part(root, ".line-time", HTMLAnchorElement);
-  const time = part(root, "time", HTMLTimeElement);
-  const details = part(root, "details", HTMLDetailsElement);
-  const key = part(root, ".key", HTMLElement);
-  const track = part(root, ".line-track", HTMLElement);
-  const session = part(root, ".line-session", HTMLAnchorElement);
-  const reason = part(root, ".reason", HTMLPreElement);
-  const detail = part(root, "details > pre", HTMLPreElement);
-  const child = part(root, ".line-child", HTMLAnchorElement);
-  const showNested = createNested(part(root, "ol", HTMLOListElement), open);
+function createLine(root: HTMLElement, find: (query: string) => HTMLElement, open: OpenLines) {
+  const [bar, time, key, track] = [find("a"), find("time"), find(".key"), find(".line-track")];
+  const [session, detail, child] = [
+    find(".line-session"),
+    find("details > pre"),
+    find(".line-child"),
+  ];
   const texts = [
-    ["name", part(root, ".line-name", HTMLElement)],
-    ["text", part(root, ".line-text", HTMLElement)],
-    ["length", part(root, ".line-length", HTMLElement)],
-    ["reason", reason],
+    ["name", find(".line-name")],
+    ["text", find(".line-text")],
+    ["length", find(".line-length")],
+    ["reason", find(".reason")],
   ] as const;
+  let showNested: ReturnType<typeof createLines> | null = null;
   let shown: Line | null = null;
-  let wasOpen = false;
   /** Which state of which line `detail` has. */
   let read = "";
-  details.addEventListener("toggle", () => {
-    if (shown === null || details.open === wasOpen) return;
-    wasOpen = details.open;
-    if (!open.keys.delete(shown.key)) open.keys.add(shown.key);
+  const setOpen = createFold(part(root, "details", HTMLDetailsElement), (isOpen) => {
+    if (shown === null) return;
+    if (isOpen) open.keys.add(shown.key);
+    else open.keys.delete(shown.key);
     open.changed();
   });
 
@@ -83,46 +70,32 @@ function createLine(root: HTMLElement, open: OpenLines, now: () => number): List
     else if (read === wanted) setText(detail, shownWhole(told));
   }
 
-  return {
-    root,
-    update(line) {
-      if (shown?.at !== line.at) time.dateTime = new Date(line.at).toISOString();
-      if (shown?.key !== line.key) {
-        setText(detail, "");
-        read = "";
-      }
-      const isOpen = open.keys.has(line.key);
-      if (isOpen !== wasOpen) details.open = wasOpen = isOpen;
-      setText(time, formatTimeOrDay(line.at, now()));
-      setAttribute(time, "title", formatMoment(line.at, now()));
-      setAttribute(bar, "href", line.href);
-      setAttribute(key, "class", `key key-${line.kind} key-${line.outcome ?? "ok"}`);
-      for (const [field, element] of texts)
-        if (shown?.[field] !== line[field]) setText(element, shownWhole(line[field] ?? ""));
-      reason.hidden = line.reason === null;
-      setAttribute(root, "data-failed", String(line.isFailed));
-      setAttribute(root, "data-selected", String(line.isSelected ?? false));
-      session.hidden = line.session === undefined;
-      setText(session, line.session?.label ?? "");
-      setAttribute(session, "href", line.session?.href ?? "");
-      track.hidden = line.bar === undefined;
-      track.style.setProperty("--mark", `var(--${line.isFailed ? "failed" : line.kind})`);
-      track.style.setProperty("--from", String(line.bar?.from ?? 0));
-      track.style.setProperty("--share", String(line.bar?.share ?? 0));
-      child.hidden = line.nested === undefined;
-      setAttribute(child, "href", line.nested?.href ?? "");
-      showNested(line.nested?.lines ?? [], now());
-      shown = line;
-      if (isOpen) void showDetail(line);
-    },
-  };
-}
-
-/** Most lines have none: their list is made with the first. */
-function createNested(container: HTMLElement, open: OpenLines) {
-  let show: ReturnType<typeof createLines> | null = null;
-  return (lines: readonly Line[], now: number) => {
-    if (lines.length > 0) show ??= createLines(container, open);
-    show?.(lines, now);
+  return (line: Line) => {
+    if (shown?.key !== line.key) {
+      setText(detail, "");
+      read = "";
+    }
+    setText(time, formatTimeOrDay(line.at, line.now), formatMoment(line.at, line.now));
+    setAttribute(bar, "href", line.href);
+    setAttribute(key, "class", `key key-${line.kind} key-${line.outcome ?? "ok"}`);
+    for (const [field, element] of texts)
+      if (shown?.[field] !== line[field]) setText(element, line[field] && shownWhole(line[field]));
+    setAttribute(root, "data-failed", line.isFailed);
+    setAttribute(root, "data-selected", line.isSelected ?? false);
+    setText(session, line.session?.label ?? null);
+    setAttribute(session, "href", line.session?.href ?? null);
+    track.hidden = line.bar === undefined;
+    track.style.setProperty("--mark", `var(--${line.isFailed ? "failed" : line.kind})`);
+    track.style.setProperty("--from", String(line.bar?.from ?? 0));
+    track.style.setProperty("--share", String(line.bar?.share ?? 0));
+    child.hidden = line.nested === undefined;
+    setAttribute(child, "href", line.nested?.href ?? null);
+    // Most lines have none: their list is made with the first.
+    if (line.nested?.lines.length) showNested ??= createLines(find("ol"), open);
+    showNested?.(line.nested?.lines ?? []);
+    shown = line;
+    const isOpen = open.keys.has(line.key);
+    setOpen(isOpen);
+    if (isOpen) void showDetail(line);
   };
 }

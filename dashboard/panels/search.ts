@@ -2,17 +2,17 @@
 
 import { hashOf, sessionHref } from "../address.ts";
 import { findEvents } from "../api.ts";
-import { type ListRow, byId, createList, part, setAttribute, setText, shown } from "../dom.ts";
+import { byId, create, createList, setAttribute, setText } from "../dom.ts";
 import {
   CALL_KINDS,
-  EVENT_LABELS,
+  NO_FILTER,
   type TelemetryEvent,
   asText,
   hasWords,
   looksFailed,
   parseRecord,
-  toolFamily,
   wordsIn,
+  wordsOf,
 } from "../events.ts";
 import { HOUR_MS, formatCount, formatDuration, formatMoment, formatTimeOrDay } from "../format.ts";
 import { type Rows, type SessionEntry, labelOf, statusOf } from "../rows.ts";
@@ -29,7 +29,6 @@ const LISTED_CALLS = 10;
 /** Of a long text, how much is shown before and after the first word that was found. */
 const BEFORE_CHARS = 30;
 const AFTER_CHARS = 300;
-const NO_FILTER = { type: null, tool: "", sessionId: null, text: "" };
 /** Fields that are told otherwise, or tell a person nothing. */
 const UNTOLD = "id type session_id timestamp call_id tool sender outcome error".split(" ");
 const HINT =
@@ -81,14 +80,12 @@ function cutAt(text: string, words: readonly string[]): string[] {
 
 function eventHit(group: string, event: TelemetryEvent, text: string): Hit {
   const { id, type, session_id: sessionId, at, fields } = event;
-  const kind = CALL_KINDS[type];
-  const name = kind === undefined || kind === "model" ? EVENT_LABELS[type] : nameOf(fields);
-  const color = kind === "tool" ? toolFamily(name) : (kind ?? "note");
-  const mark = `key key-${looksFailed(event) ? "failed" : color}`;
+  const { kind, name } = wordsOf(event);
+  const mark = `key key-${looksFailed(event) ? "failed" : kind}`;
   const { duration_ms, waited_ms } = fields;
   const length = typeof duration_ms === "number" ? duration_ms - (Number(waited_ms) || 0) : null;
   // What is no call has no bar: the session's events are filtered to where it is.
-  const [filter, spanId] = kind ? [NO_FILTER, id] : [{ ...NO_FILTER, text }, null];
+  const [filter, spanId] = CALL_KINDS[type] ? [NO_FILTER, id] : [{ ...NO_FILTER, text }, null];
   const parts = partsOf(fields, wordsIn(text));
   const href = hashOf({ sessionId, filter, spanId });
   return { group, id, at, mark, name, parts, length, sessionId, href };
@@ -104,25 +101,43 @@ function sessionHit(entry: SessionEntry, words: readonly string[]): Hit {
   };
 }
 
-export interface SearchOptions {
-  rows: () => Rows;
-  /** A hit is here, but not its session. */
-  seekSession: (id: string) => void;
+interface Item {
+  key: string;
+  hit: Hit;
+  isFirst: boolean;
+  isSelected: boolean;
+  entry: SessionEntry | undefined;
 }
 
-export function createSearch({ rows, seekSession }: SearchOptions) {
+/** @param seekSession a hit is here, but not its session */
+export function createSearch(rows: () => Rows, seekSession: (id: string) => void) {
   const dialog = byId("search", HTMLDialogElement);
   const input = byId("search-text", HTMLInputElement);
-  const title = byId("search-title", HTMLHeadingElement);
-  const note = byId("search-note", HTMLParagraphElement);
   const list = byId("search-hits", HTMLOListElement);
   const more = byId("search-more", HTMLButtonElement);
-  const showHits = createList<Item>(
-    "search-hits",
-    "search-hit",
-    ({ hit: { group, id } }) => `${group} ${id}`,
-    createHit,
-  );
+  const showHits = createList<Item>(list, "search-hit", (_root, find) => {
+    let shownParts: string[] = [];
+    return ({ key, hit, isFirst, isSelected, entry }) => {
+      const { group, at, mark, name, parts, length, sessionId, href } = hit;
+      const [link, icon] = [find("a"), find("i")];
+      const session = mark === "dot" ? "" : entry === undefined ? sessionId : labelOf(entry);
+      link.id = `hit-${key}`;
+      setAttribute(link, "href", href);
+      setAttribute(link, "title", formatMoment(at, Date.now()));
+      setAttribute(link, "aria-selected", isSelected);
+      setAttribute(icon, "class", mark);
+      setAttribute(icon, "data-status", mark === "dot" && entry ? statusOf(entry) : null);
+      setText(find("h3"), isFirst ? group : null);
+      setText(find("time"), formatTimeOrDay(at, Date.now()));
+      setText(find("strong"), name);
+      setText(find(".hit-length"), length === null ? "" : formatDuration(length));
+      setText(find(".hit-session"), session);
+      if (shownParts === parts) return;
+      shownParts = parts;
+      const nodes = parts.map((said, index) => create(index % 2 ? "mark" : "span", said));
+      find(".hit-text").replaceChildren(...nodes);
+    };
+  });
   /** The number of the latest question: an answer to an earlier one counts for nothing. */
   let asked = 0;
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -152,7 +167,8 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
         const entry = rows().sessions.get(hit.sessionId);
         if (entry === undefined) seekSession(hit.sessionId);
         const isFirst = hit.group !== hits[index - 1]?.group;
-        return { hit, isFirst, isSelected: index === selected, entry };
+        const key = `${hit.group} ${hit.id}`;
+        return { key, hit, isFirst, isSelected: index === selected, entry };
       }),
     );
     const active = list.querySelector("[aria-selected=true]")?.id ?? "";
@@ -165,7 +181,7 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
     const known = new Set(found.map(({ sessionId }) => sessionId));
     const length = found.length;
     more.hidden = true;
-    setText(note, "Searching…");
+    setText("search-note", "Searching…");
     for (;;) {
       const limit = isOfFile ? 10 * PAGE_HITS : PAGE_HITS;
       const { events, isIndexed } = await findEvents({ q: text, before, limit });
@@ -183,7 +199,10 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
       more.hidden = isDone;
       const isNone = show() === 0 && isDone;
       const none = isNone ? "No session or event matches. " : "";
-      return setText(note, none + (isIndexed ? "" : "The newest events are still being indexed."));
+      return setText(
+        "search-note",
+        none + (isIndexed ? "" : "The newest events are still being indexed."),
+      );
     }
   }
 
@@ -191,19 +210,15 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
   function begin(words: string): number {
     clearTimeout(timer);
     [found, before, selected, more.hidden] = [[], undefined, 0, true];
-    setText(note, words);
+    setText("search-note", words);
     show();
     return ++asked;
   }
 
-  async function findCalls(
-    mine: number,
-    name: string,
-    { kind, hours }: UsageQuery,
-    now: number,
-  ): Promise<void> {
+  async function findCalls(mine: number, name: string, { kind, hours }: UsageQuery): Promise<void> {
     const types = { tools: "tool_use", agents: "agent_complete", models: "model_response" };
     const wanted = { type: types[kind], [kind === "tools" ? "tool" : "q"]: name };
+    const now = Date.now();
     const start = now - hours * HOUR_MS;
     const from = new Date(start).toISOString();
     const calls: TelemetryEvent[] = [];
@@ -223,13 +238,13 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
     show();
     const since = formatMoment(isDone ? start : (calls.at(-1)?.at ?? start), now);
     const all = `${isDone ? "all" : "the latest"} ${formatCount(calls.length)}`;
-    setText(note, `Of ${all} since ${since}; ${formatCount(bad.length)} of them failed.`);
+    setText("search-note", `Of ${all} since ${since}; ${formatCount(bad.length)} of them failed.`);
   }
 
   async function run(mine: number, work: Promise<void>): Promise<void> {
     await work.catch((error: unknown) => {
       const reason = error instanceof Error ? error.message : String(error);
-      if (mine === asked) setText(note, `The server can't tell: ${reason}`);
+      if (mine === asked) setText("search-note", `The server can't tell: ${reason}`);
     });
   }
 
@@ -241,10 +256,10 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
     if (isAsked) timer = setTimeout(() => void run(mine, find(mine)), DEBOUNCE_MS);
   }
 
+  /** @param heading of a list that isn't searched; null: the box is */
   function open(heading: string | null): void {
-    title.hidden = heading === null;
     input.hidden = heading !== null;
-    setText(title, heading ?? "");
+    setText("search-title", heading);
     if (!dialog.open) dialog.showModal();
     if (heading === null) input.select();
     else list.focus();
@@ -273,65 +288,16 @@ export function createSearch({ rows, seekSession }: SearchOptions) {
     if (isEnter) line?.click();
     else line?.scrollIntoView({ block: "nearest" });
   });
-  document.addEventListener("keydown", (event) => {
-    const { key, target, ctrlKey, metaKey, altKey } = event;
-    const isTyping = target instanceof Element && target.closest("input, select, dialog");
-    const isSlash = key === "/" && !isTyping && !ctrlKey && !metaKey;
-    if (altKey || !(isSlash || (key.toLowerCase() === "k" && (ctrlKey || metaKey)))) return;
-    event.preventDefault();
-    openSearch();
-  });
 
   return {
+    open: openSearch,
     /** Again, with the sessions that are here now. */
     show,
     /** The slowest and the failed of the latest calls of a tool, an agent or a model. */
-    showCalls(name: string, query: UsageQuery, now: number): void {
+    showCalls(name: string, query: UsageQuery): void {
       open(name);
       const mine = begin("Searching…");
-      void run(mine, findCalls(mine, name, query, now));
-    },
-  };
-}
-
-interface Item {
-  hit: Hit;
-  isFirst: boolean;
-  isSelected: boolean;
-  entry: SessionEntry | undefined;
-}
-
-function createHit(root: HTMLElement): ListRow<Item> {
-  const group = part(root, "h3", HTMLElement);
-  const link = part(root, "a", HTMLAnchorElement);
-  const key = part(root, "i", HTMLElement);
-  const text = part(root, ".hit-text", HTMLElement);
-  const told = [...root.querySelectorAll("time, strong, .hit-length, .hit-session")];
-  let shownParts: string[] = [];
-  return {
-    root,
-    update({ hit, isFirst, isSelected, entry }) {
-      const { id, at, mark, name, parts, length, sessionId, href } = hit;
-      const session = mark === "dot" ? "" : entry === undefined ? sessionId : labelOf(entry);
-      const time = formatTimeOrDay(at, Date.now());
-      const words = [time, name, length === null ? "" : formatDuration(length), session];
-      for (const [index, word] of words.entries()) if (told[index]) setText(told[index], word);
-      setText(group, hit.group);
-      group.hidden = !isFirst;
-      link.id = `hit-${hit.group}-${id}`;
-      setAttribute(link, "href", href);
-      setAttribute(link, "title", formatMoment(at, Date.now()));
-      setAttribute(link, "aria-selected", String(isSelected));
-      setAttribute(key, "class", mark);
-      setAttribute(key, "data-status", mark === "dot" && entry ? statusOf(entry) : "");
-      if (shownParts === parts) return;
-      shownParts = parts;
-      const nodes = parts.map((said, index) => {
-        const node = document.createElement(index % 2 ? "mark" : "span");
-        node.textContent = shown(said);
-        return node;
-      });
-      text.replaceChildren(...nodes);
+      void run(mine, findCalls(mine, name, query));
     },
   };
 }

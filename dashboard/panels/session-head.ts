@@ -1,25 +1,35 @@
 /** The head of a session's page: what it is, how it stands, what it took. */
 
 import { errorsHref, sessionHref } from "../address.ts";
-import { byId, confirmCopy, createList, part, setAttribute, setText } from "../dom.ts";
+import { deleteSession, getSessionText } from "../api.ts";
+import { byId, confirmCopy, createList, setAttribute, setText } from "../dom.ts";
 import { type TelemetryEvent, asText, errorText, isRecord, shownWhole } from "../events.ts";
 import {
   UNKNOWN,
   formatAge,
   formatCompact,
   formatCost,
+  formatCount,
   formatDuration,
   formatMoment,
   formatNoun,
   joined,
 } from "../format.ts";
-import { type Rows, type SessionEntry, doingOf, labelOf, shortId, statusOf } from "../rows.ts";
+import {
+  type Rows,
+  type SessionEntry,
+  type Status,
+  doingOf,
+  labelOf,
+  shortId,
+  statusOf,
+} from "../rows.ts";
 import { contextOf } from "../turns.ts";
 import { STATUS_WORDS } from "./sessions.ts";
 
 /** Null: not known. */
 interface Fact {
-  term: string;
+  key: string;
   value: string | null;
   title?: string | null;
   href?: string | undefined;
@@ -27,39 +37,30 @@ interface Fact {
   share?: number;
 }
 
-export function createSessionHead({ copy }: { copy: (id: string) => Promise<string> }) {
+export function createSessionHead() {
   const section = byId("session-head", HTMLElement);
-  const dot = byId("session-dot", HTMLSpanElement);
-  const name = byId("session-name", HTMLHeadingElement);
-  const agent = byId("session-agent", HTMLSpanElement);
-  const status = byId("session-status", HTMLParagraphElement);
-  const error = byId("session-error", HTMLPreElement);
   const copyButton = byId("session-copy", HTMLButtonElement);
+  const actions = byId("session-actions", HTMLSpanElement);
   const trace = byId("session-trace", HTMLAnchorElement);
   let openId = "";
-  copyButton.addEventListener("click", () => void confirmCopy(copyButton, copy(openId)));
+  copyButton.addEventListener("click", () => void confirmCopy(copyButton, getSessionText(openId)));
+  listenToDelete(() => openId);
 
-  const showFacts = createList<Fact>(
-    "session-facts",
-    "fact-row",
-    ({ term }) => term,
-    (root) => {
-      const term = part(root, "dt", HTMLElement);
-      const link = part(root, "a", HTMLAnchorElement);
-      return {
-        root,
-        update({ term: named, value, title, href, share }) {
-          setText(term, named);
-          setText(link, value ?? UNKNOWN);
-          setAttribute(link, "title", title ?? "");
-          if (href === undefined) link.removeAttribute("href");
-          else setAttribute(link, "href", href);
-          setAttribute(root, "data-bar", String(share !== undefined));
-          root.style.setProperty("--share", String(share ?? 0));
-        },
-      };
-    },
-  );
+  const showFacts = createList<Fact>("session-facts", "fact-row", (root, find) => {
+    return ({ key, value, title, href, share }) => {
+      setText(find("dt"), key);
+      setText(find("a"), value ?? UNKNOWN, title ?? null);
+      setAttribute(find("a"), "href", href ?? null);
+      setAttribute(root, "data-bar", share !== undefined);
+      root.style.setProperty("--share", String(share ?? 0));
+    };
+  });
+
+  function showStatus(shown: Status): void {
+    section.hidden = false;
+    for (const element of [section, byId("session-dot", HTMLElement)])
+      setAttribute(element, "data-status", shown);
+  }
 
   return {
     hide(): void {
@@ -69,65 +70,73 @@ export function createSessionHead({ copy }: { copy: (id: string) => Promise<stri
     show(rows: Rows, session: SessionEntry, told: readonly TelemetryEvent[], now: number): void {
       const { id, info } = session.row;
       openId = id;
-      section.hidden = false;
-      copyButton.hidden = trace.hidden = false;
+      actions.hidden = false;
       setAttribute(trace, "href", `/api/sessions/${encodeURIComponent(id)}/trace.json`);
-      setText(name, labelOf(session));
-      setAttribute(name, "title", id);
-      setText(agent, asText(info.agent) ?? "");
-      setAttribute(dot, "data-status", statusOf(session));
-      setAttribute(section, "data-status", statusOf(session));
-      setText(status, statusSentence(rows, session, now));
+      setText("session-name", labelOf(session), id);
+      setText("session-agent", asText(info.agent));
+      showStatus(statusOf(session));
+      setText("session-status", statusSentence(rows, session, now));
       const failed = told.findLast(({ type }) => type !== "session_compacted");
       const reason = failed?.type === "session_error" ? errorText(failed.fields.error) : null;
-      setText(error, shownWhole(reason ?? ""));
-      error.hidden = reason === null;
+      setText("session-error", reason && shownWhole(reason));
       showFacts(factsOf(rows, session, now));
     },
     /** The server doesn't have it. */
     showMissing(id: string): void {
-      section.hidden = false;
-      copyButton.hidden = trace.hidden = error.hidden = true;
-      setText(name, `No session ${shortId(id)}`);
-      setText(agent, "");
-      setAttribute(dot, "data-status", "stale");
-      setText(status, "It may have been deleted after the retention time.");
+      actions.hidden = true;
+      setText("session-name", `No session ${shortId(id)}`);
+      showStatus("stale");
+      setText("session-status", "It may have been deleted after the retention time.");
+      for (const id of ["session-agent", "session-error"]) setText(id, null);
       showFacts([]);
     },
   };
 }
 
+/** The button that deletes it, after a question. */
+function listenToDelete(sessionId: () => string): void {
+  const question = byId("delete", HTMLDivElement);
+  const note = byId("delete-note", HTMLParagraphElement);
+  const usual = note.textContent;
+  question.addEventListener("toggle", () => setText(note, usual));
+  byId("delete-confirm", HTMLButtonElement).addEventListener("click", async () => {
+    const id = sessionId();
+    try {
+      await deleteSession(id); // the stream takes it out of the page
+      question.hidePopover();
+      if (sessionId() === id) location.hash = "#/";
+    } catch (error) {
+      setText(note, `It wasn't deleted: ${error instanceof Error ? error.message : String(error)}`);
+    }
+  });
+}
+
 function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const { row, startedAt } = session;
   const { model, directory } = row.info;
-  const parent = rows.sessions.get(row.parent_session_id ?? "");
+  const parent = rows.sessions.get(row.parent_session_id ?? "") ?? null;
   const context = contextOf(rows, row.id);
   const path = asText(directory);
+  const since = formatMoment(startedAt, now);
+  const errors = row.error_count === 0 ? null : formatCount(row.error_count);
   const withOwn = (format: (value: number | null) => string, { own, total }: typeof row.cost) =>
     joined([format(total), own === total || own === null ? null : `own ${format(own)}`]);
-  const facts: Fact[] = [
-    {
-      term: "Worked",
-      value: workedOf(session, now),
-      title: `Since ${formatMoment(startedAt, now)}`,
+  const facts: (Fact | null)[] = [
+    { key: "Worked", value: workedOf(session, now), title: `Since ${since}` },
+    { key: "Cost", value: withOwn(formatCost, row.cost) },
+    { key: "Tokens", value: withOwn(formatCompact, row.tokens) },
+    context && {
+      key: "Context",
+      value: `${Math.round(context.share * 100)} % of ${formatCompact(context.limit)}`,
+      title: `${formatCompact(context.used)} tokens`,
+      share: context.share,
     },
-    { term: "Cost", value: withOwn(formatCost, row.cost) },
-    { term: "Tokens", value: withOwn(formatCompact, row.tokens) },
+    errors === null ? null : { key: "Errors", value: errors, href: errorsHref(row.id) },
+    { key: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
+    { key: "Directory", value: path?.split(/[\\/]/).slice(-2).join("/") ?? null, title: path },
+    parent && { key: "Part of", value: labelOf(parent), href: sessionHref(parent.row.id) },
   ];
-  if (context !== null) {
-    const share = Math.min(1, context.used / context.limit);
-    const value = `${Math.round(share * 100)} % of ${formatCompact(context.limit)}`;
-    facts.push({ term: "Context", value, title: `${formatCompact(context.used)} tokens`, share });
-  }
-  if (row.error_count > 0)
-    facts.push({ term: "Errors", value: String(row.error_count), href: errorsHref(row.id) });
-  facts.push(
-    { term: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
-    { term: "Directory", value: path?.split(/[\\/]/).slice(-2).join("/") ?? null, title: path },
-  );
-  if (parent !== undefined)
-    facts.push({ term: "Part of", value: labelOf(parent), href: sessionHref(parent.row.id) });
-  return facts;
+  return facts.filter((fact) => fact !== null);
 }
 
 /** How its latest turn ended, where there is something to say. */

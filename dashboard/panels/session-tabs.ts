@@ -1,19 +1,14 @@
 /** What a session's page shows below its timeline: which tab, and of files, todos and cost a table. */
 
 import { TABS, type Tab } from "../address.ts";
-import { byId, part, setText } from "../dom.ts";
+import { byId, createList, part, setText } from "../dom.ts";
 import { asText, isRecord } from "../events.ts";
-import { UNKNOWN, formatCompact, formatCost, formatCount, formatNoun } from "../format.ts";
+import { UNKNOWN, formatCost, formatCount, formatNoun, wordOf } from "../format.ts";
 import type { Rows, SessionEntry } from "../rows.ts";
+import { type Column, createTable } from "../table.ts";
 import { familyOf } from "../tree.ts";
-import { TOKEN_KINDS, filesOf, modelsOf } from "../turns.ts";
-
-interface Table {
-  head: readonly string[];
-  rows: readonly (readonly string[])[];
-  /** What is said where there are no rows. */
-  empty: string;
-}
+import { type ChangedFile, filesOf, modelsOf } from "../turns.ts";
+import { SPEND_COLUMNS, type Spend } from "./spend.ts";
 
 const TODO_WORDS: Record<string, string> = {
   completed: "✓ Done",
@@ -22,38 +17,47 @@ const TODO_WORDS: Record<string, string> = {
   cancelled: "– Dropped",
 };
 
-export function createSessionTabs({ chosen }: { chosen: (tab: Tab) => void }) {
-  const group = byId("tabs", HTMLElement);
-  const panel = byId("session-table", HTMLElement);
-  const table = part(panel, "table", HTMLTableElement);
-  const headRow = part(table, "thead tr", HTMLElement);
-  const body = part(table, "tbody", HTMLTableSectionElement);
-  const empty = part(panel, "p", HTMLParagraphElement);
-  const [calls, feed] = [byId("calls", HTMLElement), byId("feed", HTMLElement)];
-  let written = "";
-  const radios = TABS.map((tab) => {
-    const radio = part(group, `[value="${tab}"]`, HTMLInputElement);
+const signed = (sign: string) => (lines: number) => `${sign}${formatCount(lines)}`;
+const FILE_COLUMNS: readonly Column<ChangedFile>[] = [
+  { head: "Edits", value: ({ edits }) => edits, format: formatCount },
+  { head: "Added", value: ({ additions }) => additions, format: signed("+") },
+  { head: "Removed", value: ({ deletions }) => deletions, format: signed("−") },
+];
+const COST_COLUMNS: readonly Column<Spend & { answers: number | null }>[] = [
+  ...SPEND_COLUMNS,
+  { head: "Answers", value: ({ answers }) => answers, format: formatCount },
+];
+
+type TabItem = { key: Tab; isShown: boolean; count: string };
+type Todo = { key: number; state: string; text: string };
+
+export function createSessionTabs(chosen: (tab: Tab) => void) {
+  const panelOf = (id: string) => byId(id, HTMLElement);
+  const [group, panel] = [panelOf("tabs"), panelOf("session-table")];
+  const [calls, feed] = [panelOf("calls"), panelOf("feed")];
+  const tables = { files: panelOf("files"), todos: panelOf("todos"), cost: panelOf("cost") };
+  const showFiles = createTable<ChangedFile>("files");
+  const showCost = createTable<Spend & { answers: number | null }>("cost");
+  const showTodos = createList<Todo>("todos", "todo", (_root, find) => {
+    return ({ state, text }) => {
+      setText(find(".todo-state"), state);
+      setText(find(".todo-text"), text);
+    };
+  });
+  const showTabs = createList<TabItem>("tabs", "tab", (root, find) => {
+    const radio = part(root, "input", HTMLInputElement);
+    let shown: Tab;
     radio.addEventListener("change", () => {
       scrollTo({ top: group.offsetTop }); // on a narrow screen what was asked for is below
-      chosen(tab);
+      chosen(shown);
     });
-    return { tab, radio, count: radio.nextElementSibling?.nextElementSibling ?? group };
+    return ({ key, isShown, count }) => {
+      radio.value = shown = key;
+      radio.checked = isShown;
+      setText(find("span"), wordOf(key));
+      setText(find("small"), count);
+    };
   });
-
-  function showTable({ head, rows, empty: none }: Table): void {
-    setText(empty, none);
-    empty.hidden = rows.length > 0;
-    table.hidden = rows.length === 0;
-    const next = JSON.stringify([head, rows]);
-    if (next === written) return;
-    written = next;
-    headRow.replaceChildren(...head.map((text) => createCell("th", "col", text)));
-    body.replaceChildren();
-    for (const [first = "", ...cells] of rows)
-      body
-        .insertRow()
-        .append(createCell("th", "row", first), ...cells.map((text) => createCell("td", "", text)));
-  }
 
   return {
     hide(): void {
@@ -61,7 +65,7 @@ export function createSessionTabs({ chosen }: { chosen: (tab: Tab) => void }) {
       feed.hidden = false;
     },
     show(rows: Rows, session: SessionEntry, tab: Tab): void {
-      const { id, info, cost, tool_count, agent_count, event_count } = session.row;
+      const { id, info, cost, tokens, tool_count, agent_count, event_count } = session.row;
       const family = familyOf(rows, id);
       const files = filesOf(rows, family, info.directory);
       const todos = Array.isArray(info.todos) ? info.todos.filter(isRecord) : [];
@@ -74,78 +78,42 @@ export function createSessionTabs({ chosen }: { chosen: (tab: Tab) => void }) {
         events: formatCount(event_count),
       };
       group.hidden = false;
-      for (const { tab: of, radio, count } of radios) {
-        radio.checked = of === tab;
-        setText(count, counts[of]);
-      }
+      showTabs(TABS.map((key) => ({ key, isShown: key === tab, count: counts[key] })));
       calls.hidden = tab !== "calls";
       feed.hidden = tab !== "events";
       panel.hidden = !calls.hidden || !feed.hidden;
-      panel.dataset.tab = tab;
-      if (tab === "files") {
-        const signed = (sign: string, lines: number | null) =>
-          lines === null ? UNKNOWN : `${sign}${formatCount(lines)}`;
-        showTable({
-          head: ["File", "Edits", "Added", "Removed"],
-          rows: files.map(({ path, edits, additions, deletions }) => [
-            path,
-            formatCount(edits),
-            signed("+", additions),
-            signed("−", deletions),
-          ]),
-          empty: changesOf(info) ?? "No file was changed, as far as is told.",
+      for (const [of, table] of Object.entries(tables)) table.hidden = of !== tab;
+      if (tab === "files")
+        showFiles({
+          name: "File",
+          columns: FILE_COLUMNS,
+          rows: files.map((row) => ({ name: row.path, row })),
+          none: changesOf(info) ?? "No file was changed, as far as is told.",
         });
-      } else if (tab === "todos")
-        showTable({
-          head: ["State", "Todo"],
-          rows: todos.map(({ content, status }) => [
-            TODO_WORDS[String(status)] ?? asText(status) ?? UNKNOWN,
-            asText(content) ?? UNKNOWN,
-          ]),
-          empty: "It keeps no todos.",
+      if (tab === "todos") {
+        const told = todos.map(({ status, content }) => ({
+          state: TODO_WORDS[String(status)] ?? asText(status) ?? UNKNOWN,
+          text: asText(content) ?? UNKNOWN,
+        }));
+        if (told.length === 0) told.push({ state: "", text: "It keeps no todos." });
+        showTodos(told.map((todo, key) => ({ ...todo, key })));
+      }
+      if (tab === "cost") {
+        const sum = (name: string, of: "own" | "total") => ({
+          name,
+          row: { cost: cost[of], tokens: { total: tokens[of] ?? undefined }, answers: null },
+          isTotal: true,
         });
-      else if (tab === "cost") showTable(costTable(rows, session, family));
+        const models = modelsOf(rows, family).map(({ name, ...row }) => ({ name, row }));
+        const sums = [sum("This session", "own"), sum("With its agents", "total")];
+        showCost({
+          name: "Model",
+          columns: COST_COLUMNS,
+          rows: tokens.total === null && models.length === 0 ? [] : [...sums, ...models],
+          none: "No model has told of its tokens.",
+        });
+      }
     },
-  };
-}
-
-function createCell(kind: "th" | "td", scope: string, text: string): HTMLElement {
-  const cell = document.createElement(kind);
-  cell.scope = scope;
-  setText(cell, text);
-  return cell;
-}
-
-function costTable(rows: Rows, { row }: SessionEntry, family: ReadonlySet<string>): Table {
-  const blank = ["", "", "", "", "", ""];
-  const models = modelsOf(rows, family).map((used) => [
-    used.name,
-    formatCount(used.answers),
-    ...TOKEN_KINDS.map((kind) => formatCompact(used[kind])),
-    formatCompact(used.total),
-    formatCost(used.cost),
-  ]);
-  const sum = (name: string, of: "own" | "total") => [
-    name,
-    ...blank,
-    formatCompact(row.tokens[of]),
-    formatCost(row.cost[of]),
-  ];
-  const sums = [sum("This session", "own"), sum("With its agents", "total")];
-  return {
-    head: [
-      "Model",
-      "Answers",
-      "Input",
-      "Output",
-      "Reasoning",
-      "Cache read",
-      "Cache write",
-      "Tokens",
-      "Cost",
-    ],
-    rows: row.tokens.total === null && models.length === 0 ? [] : [...models, ...sums],
-    empty: "No model has told of its tokens.",
   };
 }
 

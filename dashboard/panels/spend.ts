@@ -1,39 +1,35 @@
 /** What models took: per day, and by model, agent, project or day against the time before. The numbers are the agent's own. */
 
 import { get } from "../api.ts";
-import { byId, choose, createList, part, setAttribute, setText } from "../dom.ts";
+import { choose, create, setAttribute } from "../dom.ts";
 import { asText } from "../events.ts";
-import { formatChange, formatCompact, formatCost, formatDay } from "../format.ts";
+import { formatChange, formatCompact, formatCost, formatDay, wordOf } from "../format.ts";
 import { type Column, createTable } from "../table.ts";
+import { TOKEN_KINDS } from "../turns.ts";
+import { createChart } from "./chart.ts";
 
 const CHART_DAYS = 30;
 const DAY_MS = 86_400_000;
 
-const PARTS = {
-  total: "Tokens",
-  input: "Input",
-  output: "Output",
-  reasoning: "Reasoning",
-  cache_read: "Cache read",
-  cache_write: "Cache write",
-} as const;
+const PARTS = ["total", ...TOKEN_KINDS];
 
 /** As the server sums it up; of a day (UTC), a model, an agent or a directory. */
-interface Spend extends Partial<Record<By, string | null>> {
-  cost: number;
-  tokens: Record<string, number>;
+export interface Spend extends Partial<Record<By, string | null>> {
+  cost: number | null;
+  tokens: Partial<Record<string, number>>;
 }
 
 const BY = { model: "Model", agent: "Agent", directory: "Project", day: "Day" } as const;
 type By = keyof typeof BY;
 
-const isBy = (by: string | undefined): by is By => by !== undefined && by in BY;
+/** In days. */
+const PERIODS = { 1: "Today", 7: "7 days", 30: "30 days" } as const;
 
-const COLUMNS: readonly Column<Spend>[] = [
+export const SPEND_COLUMNS: readonly Column<Spend>[] = [
   { head: "Cost", value: (row) => row.cost, format: formatCost, isBar: true },
-  ...Object.entries(PARTS).map(([part, head]) => ({
-    head,
-    value: ({ tokens }: Spend) => tokens[part] ?? 0,
+  ...PARTS.map((part) => ({
+    head: part === "total" ? "Tokens" : wordOf(part),
+    value: ({ tokens }: Spend) => tokens[part] ?? null,
     format: formatCompact,
     isBar: part === "total",
   })),
@@ -45,69 +41,54 @@ async function getSpend(by: By, days: number, before_hours = 0): Promise<Spend[]
 }
 
 function sumOf(rows: readonly Spend[]): Spend {
-  const sum = (of: (row: Spend) => number) => rows.reduce((all, row) => all + of(row), 0);
+  const sum = (of: (row: Spend) => number | null) =>
+    rows.reduce((all, row) => all + (of(row) ?? 0), 0);
   const total = Object.fromEntries(
-    Object.keys(PARTS).map((name) => [name, sum(({ tokens }) => tokens[name] ?? 0)]),
+    PARTS.map((name) => [name, sum(({ tokens }) => tokens[name] ?? null)]),
   );
   return { cost: sum(({ cost }) => cost), tokens: total };
 }
 
-interface Bar {
-  row: Spend;
-  /** The greatest cost of a day. */
-  most: number;
-  isChosen: boolean;
-}
-
 /** @param changed another period or another grouping is wanted */
-export function createSpend({ changed }: { changed: () => void }) {
-  const periods = byId("spend-days", HTMLDivElement);
-  const chart = byId("spend-chart", HTMLOListElement);
+export function createSpend(changed: () => void) {
+  const showChart = createChart("spend-chart");
   const showTable = createTable<Spend>("spend");
   const shown: { by: By; days: number } = { by: "model", days: CHART_DAYS };
   let asked = 0;
 
-  choose(periods, (button) => {
-    shown.days = Number(button.dataset.days);
+  const periods = choose("spend-days", PERIODS, "30", (days) => {
+    shown.days = Number(days);
     changed();
   });
-  choose(byId("spend-by", HTMLDivElement), (button) => {
-    if (isBy(button.dataset.by)) shown.by = button.dataset.by;
+  choose("spend-by", BY, shown.by, (by) => {
+    shown.by = by;
     changed();
   });
-  const keyOf = ({ row }: Bar) => row.day ?? "";
-  const showBars = createList<Bar>("spend-chart", "spend-day", keyOf, (root) => ({
-    root,
-    update({ row: { day, cost, tokens }, most, isChosen }) {
-      const label = formatDay(Date.parse(`${day}T12:00`)); // that day, in any zone
-      const told = `${label}: ${formatCost(cost)}, ${formatCompact(tokens.total ?? 0)} tokens`;
-      root.style.setProperty("--share", String(cost / (most || Infinity)));
-      setAttribute(root, "data-chosen", String(isChosen));
-      setText(part(root, "strong", HTMLElement), label);
-      setText(part(root, "span", HTMLElement), told);
-    },
-  }));
 
   /** Each against as many days before; `byDay`: 60 of them, today last. */
   function showPeriods(byDay: readonly Spend[]): void {
-    for (const button of periods.querySelectorAll("button")) {
-      const count = Number(button.dataset.days);
+    for (const button of periods) {
+      const count = Number(button.value);
       const now = sumOf(byDay.slice(-count)).cost;
       const before = sumOf(byDay.slice(-2 * count, -count)).cost;
       const change = formatChange(now, before);
       const time = count === 1 ? "yesterday" : `the ${count} before`;
-      setText(part(button, "strong", HTMLElement), formatCost(now));
-      setText(part(button, "small", HTMLElement), change && `${change} against ${time}`);
+      const sum = create("strong", formatCost(now));
+      const against = create("small", change && `${change} against ${time}`);
+      button.replaceChildren(button.firstChild ?? "", " ", sum, " ", against);
       setAttribute(button, "title", `${formatCost(before)} ${time}`);
     }
   }
 
   /** @param byDay today last */
-  function showChart(byDay: readonly Spend[]): void {
-    const most = Math.max(...byDay.map(({ cost }) => cost));
-    const firstChosen = byDay.length - shown.days;
-    setAttribute(chart, "data-most", formatCost(most));
-    showBars(byDay.map((row, index) => ({ row, most, isChosen: index >= firstChosen })));
+  function showDays(byDay: readonly Spend[]): void {
+    const bars = byDay.map(({ day, cost, tokens }, index) => {
+      const label = formatDay(Date.parse(`${day}T12:00`)); // that day, in any zone
+      const words = `${label}: ${formatCost(cost)}, ${formatCompact(tokens.total ?? 0)} tokens`;
+      return { value: cost ?? 0, isFaint: index < byDay.length - shown.days, words, label };
+    });
+    const most = formatCost(Math.max(...byDay.map(({ cost }) => cost ?? 0)));
+    showChart({ title: `At most ${most} a day`, words: bars.at(-1)?.words ?? "", bars });
   }
 
   return {
@@ -127,7 +108,7 @@ export function createSpend({ changed }: { changed: () => void }) {
         return known.get(day) ?? { day, ...sumOf([]) };
       });
       showPeriods(byDay);
-      showChart(byDay.slice(-CHART_DAYS));
+      showDays(byDay.slice(-CHART_DAYS));
       const earlier = new Map(before.map((row) => [row[by], row]));
       const named = rows.map((row) => ({
         name: asText(row[by]) ?? "Not told",
@@ -135,7 +116,12 @@ export function createSpend({ changed }: { changed: () => void }) {
         before: earlier.get(row[by]),
       }));
       const total = { name: "Total", row: sumOf(rows), before: sumOf(before), isTotal: true };
-      showTable(BY[by], COLUMNS, [total, ...named]);
+      showTable({
+        name: BY[by],
+        columns: SPEND_COLUMNS,
+        rows: named.length > 1 ? [total, ...named] : named,
+        none: "No model has answered in this time.",
+      });
     },
   };
 }

@@ -2,7 +2,7 @@
 
 import type { Activity, UsageStats } from "../../server.ts";
 import { get } from "../api.ts";
-import { byId, choose } from "../dom.ts";
+import { choose } from "../dom.ts";
 import { asText } from "../events.ts";
 import { formatCost, formatCount, formatDuration, joined } from "../format.ts";
 import { type Column, createTable } from "../table.ts";
@@ -25,15 +25,14 @@ export function nameOf({ tool, subagent_type, model, provider }: Named): string 
   return asText(tool ?? subagent_type) ?? joined([asText(model), asText(provider)]);
 }
 
-const KINDS = { tools: "Tool", agents: "Agent", models: "Model" } as const;
+const KINDS = { tools: "Tools", agents: "Agents", models: "Models" } as const;
+const HOURS = { 1: "1 h", 24: "24 h", 168: "7 d" } as const;
 type Kind = keyof typeof KINDS;
 
 export interface UsageQuery {
   kind: Kind;
   hours: number;
 }
-
-const isKind = (kind: string | undefined): kind is Kind => kind !== undefined && kind in KINDS;
 
 const EACH: Column<UsageRow>[] = [
   { head: "Count", value: (row) => row.count, format: formatCount, isBar: true },
@@ -59,44 +58,51 @@ function workedOf({ avg_duration_ms, total_duration_ms, waited_ms }: UsageRow): 
   return avg_duration_ms === null ? null : total_duration_ms - waited_ms;
 }
 
-export interface UsageOptions {
-  changed: () => void;
-  /** The calls of a row are wanted. */
-  opened: (name: string, query: UsageQuery) => void;
-}
-
-export function createUsage({ changed, opened }: UsageOptions) {
+/** @param changed something else is to be loaded @param opened the calls of a row are wanted */
+export function createUsage(
+  changed: () => void,
+  opened: (name: string, query: UsageQuery) => void,
+) {
   const query: UsageQuery = { kind: "tools", hours: 1 };
   const showTable = createTable<UsageRow>("usage", (name) => opened(name, query));
-  const chart = createActivityChart();
-  /** By name, of as many hours before these. */
-  let before = new Map<string, UsageRow>();
+  const showActivity = createActivityChart();
+  let asked = 0;
 
-  choose(byId("usage-kind", HTMLDivElement), (button) => {
-    if (isKind(button.dataset.kind)) query.kind = button.dataset.kind;
+  choose("usage-kind", KINDS, query.kind, (kind) => {
+    query.kind = kind;
     changed();
   });
-  choose(byId("usage-hours", HTMLDivElement), (button) => {
-    query.hours = Number(button.dataset.hours);
+  choose("usage-hours", HOURS, "1", (hours) => {
+    query.hours = Number(hours);
     changed();
   });
 
   return {
-    query,
-    async loadBefore(): Promise<void> {
+    /** @returns what it shows; null: another choice was made meanwhile */
+    async load(now: number): Promise<{ kind: Kind; rows: UsageRow[] } | null> {
+      const mine = ++asked;
       const { kind, hours } = query;
-      const response = await get(`/api/analytics/${kind}`, { hours, before_hours: hours });
-      const body: Partial<Record<Kind, UsageRow[]>> = await response.json();
-      if (kind !== query.kind || hours !== query.hours) return; // another choice was made meanwhile
-      before = new Map(body[kind]?.map((row) => [nameOf(row), row]));
-    },
-    show(rows: readonly UsageRow[], activity: readonly Activity[], now: number): void {
-      showTable(
-        KINDS[query.kind],
-        [...EACH, ...(query.kind === "models" ? MODELS : CALLS), ERRORS],
-        rows.map((row) => ({ name: nameOf(row), row, before: before.get(nameOf(row)) })),
-      );
-      chart.show(activity, query.hours, now);
+      const getUsed = async (before_hours: number) => {
+        const response = await get(`/api/analytics/${kind}`, { hours, before_hours });
+        const body: Partial<Record<Kind, UsageRow[]>> = await response.json();
+        return body[kind] ?? [];
+      };
+      const [rows, earlier, counts] = await Promise.all([
+        getUsed(0),
+        getUsed(hours),
+        get("/api/analytics/activity", { hours }),
+      ]);
+      const { activity }: { activity: Activity[] } = await counts.json();
+      if (mine !== asked) return null;
+      const before = new Map(earlier.map((row) => [nameOf(row), row]));
+      showTable({
+        name: KINDS[kind],
+        columns: [...EACH, ...(kind === "models" ? MODELS : CALLS), ERRORS],
+        rows: rows.map((row) => ({ name: nameOf(row), row, before: before.get(nameOf(row)) })),
+        none: "Nothing in this period.",
+      });
+      showActivity(activity, hours, now);
+      return { kind, rows };
     },
   };
 }

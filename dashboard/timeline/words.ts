@@ -1,7 +1,7 @@
 /** The timeline in words: the labels of the lanes, the readout of a bar, the list inside the canvas for those who don't see it. */
 
 import { sessionHref } from "../address.ts";
-import { type ListRow, byId, createList, part, setAttribute, setText } from "../dom.ts";
+import { byId, createList, part, setAttribute, setText } from "../dom.ts";
 import { EVENT_LABELS, argsSummary, isEventType, outcomeWord } from "../events.ts";
 import {
   formatAge,
@@ -59,12 +59,7 @@ export function createWords() {
   const readoutText = byId("readout-text", HTMLDivElement);
   const said = byId("timeline-said", HTMLParagraphElement);
   const note = byId("timeline-note", HTMLSpanElement);
-  const showLabels = createList<Label>(
-    "lane-labels",
-    "lane-label",
-    ({ lane }) => lane.key,
-    createLabel,
-  );
+  const showLabels = createList<Label>("lane-labels", "lane-label", createLabel);
   let textWrittenAt = 0;
 
   return {
@@ -73,7 +68,10 @@ export function createWords() {
       const { scrollTop, height, now } = view;
       showLabels(
         lanes
-          .map((lane, index) => ({ lane, now, top: tops[index] ?? 0, end: tops[index + 1] ?? 0 }))
+          .map((lane, index) => ({
+            ...{ key: lane.key, lane, now },
+            ...{ top: tops[index] ?? 0, end: tops[index + 1] ?? 0 },
+          }))
           .filter(({ top, end }) => end >= scrollTop && top <= scrollTop + height),
       );
     },
@@ -124,37 +122,35 @@ export function createWords() {
 }
 
 interface Label {
+  key: string;
   lane: Lane;
   top: number;
   end: number;
   now: number;
 }
 
-function createLabel(root: HTMLElement): ListRow<Label> {
+function createLabel(root: HTMLElement) {
   const link = part(root, "a", HTMLAnchorElement);
   const dot = part(root, ".dot", HTMLElement);
   const name = part(root, ".lane-name", HTMLElement);
   const type = part(root, ".lane-badge", HTMLElement);
   const sub = part(root, ".lane-sub", HTMLElement);
-  return {
-    root,
-    update({ lane, top, end, now }) {
-      const { session, label, badge, kind, depth, key } = lane;
-      const state = stateOf(lane);
-      root.style.transform = `translateY(${top}px)`;
-      root.style.height = `${end - top}px`;
-      root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
-      setAttribute(root, "data-kind", kind);
-      setAttribute(root, "data-status", state);
-      setAttribute(dot, "data-status", state);
-      setAttribute(link, "href", sessionHref(session.row.id));
-      const between = key === session.row.id ? ": " : ", agent of ";
-      const title = kind === "session" ? label : `${label}${between}${sessionName(session.row)}`;
-      setAttribute(link, "title", title);
-      setText(name, label);
-      setText(type, badge ?? "");
-      setText(sub, lengthInWords(lane, now));
-    },
+  return ({ lane, top, end, now }: Label) => {
+    const { session, label, badge, kind, depth, key } = lane;
+    const state = stateOf(lane);
+    root.style.transform = `translateY(${top}px)`;
+    root.style.height = `${end - top}px`;
+    root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
+    setAttribute(root, "data-kind", kind);
+    setAttribute(root, "data-status", state);
+    setAttribute(dot, "data-status", state);
+    setAttribute(link, "href", sessionHref(session.row.id));
+    const between = key === session.row.id ? ": " : ", agent of ";
+    const title = kind === "session" ? label : `${label}${between}${sessionName(session.row)}`;
+    setAttribute(link, "title", title);
+    setText(name, label);
+    setText(type, badge ?? "");
+    setText(sub, lengthInWords(lane, now));
   };
 }
 
