@@ -481,6 +481,18 @@ describe.skipIf(!hasChromium)("in Chromium", () => {
     expect(result).toEqual({ status: 201, events: 1, tool: "bash", resumesFrom: true });
   }, 15_000);
 
+  test("the token typed into the page opens the dashboard, and the address bar has none", async () => {
+    using page = await openPage(guarded.url);
+    await page.evaluate(`(() => {
+      document.querySelector("input").value = ${JSON.stringify(TOKEN)};
+      document.querySelector("button").click();
+    })()`);
+    const isOpen = () =>
+      page.evaluate<boolean>(`document.querySelector("#stat-agents")?.textContent === "0"`);
+    await waitFor(() => isOpen().catch(() => false), "the dashboard");
+    expect(await page.evaluate<string>("location.pathname + location.search")).toBe("/");
+  }, 15_000);
+
   test("/?token= leaves the address bar, and EventSource streams with the cookie", async () => {
     using page = await openPage(`${guarded.url}/?token=${encodeURIComponent(TOKEN)}`);
     const result = await page.evaluate(`new Promise((resolve) => {

@@ -1,7 +1,7 @@
 /** The HTTP API over real sockets: what POST answers, what each GET route reads, and every error. */
 
 import { Database } from "bun:sqlite";
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, jest, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "../package.json";
@@ -38,6 +38,10 @@ interface HistoryEvent extends Record<string, unknown> {
   type: string;
   session_id: string;
 }
+
+afterEach(() => {
+  jest.useRealTimers();
+});
 
 const startAt = (now = NOW) => startTestServer({ now: () => now });
 
@@ -255,6 +259,7 @@ describe("POST /api/events", () => {
   }
 
   test("64 posts at once → far fewer commits; one after the other → one each", async () => {
+    jest.useFakeTimers(); // or what the text index commits, by a timer, would count
     await using server = await startAt();
     const before = commitsInLog(server);
     await Promise.all(Array.from({ length: 64 }, () => postEvent(server, EVENT)));

@@ -138,7 +138,7 @@ describe("a session of long calls", () => {
         );
       let longest = 0;
       const growth = await memoryGrowth(server, async () => {
-        longest = await longestWait(server, read, readers === 1 ? 3 : 1);
+        longest = await longestWait(server, read);
       });
       report(
         `${readers} readers of ${CALLS} calls of 0.9 MB: longest wait ${longest.toFixed(0)} ms, +${growth.toFixed(0)} MB`,
@@ -306,7 +306,7 @@ describe("a stream of rows", () => {
   const RETOLD = 500;
   test(`the end of a session in which ${OPEN} calls run → nobody waits, the rows of the newest say that they were cancelled`, async () => {
     await using server = await spawnServer({ dataDir: tempDir() });
-    const ENDS = 3;
+    const ENDS = isSoak ? 3 : 1;
     await postMany(server, OPEN * ENDS, (index) => ({
       type: "tool_start",
       session_id: `s${index % ENDS}`,
@@ -422,8 +422,20 @@ describe("analytics", () => {
 });
 
 describe("POST", () => {
+  let dataDir: string;
+  let server: ServerProcess;
+
+  beforeAll(async () => {
+    dataDir = makeTempDir();
+    server = await spawnServer({ dataDir });
+  });
+
+  afterAll(async () => {
+    await server[Symbol.asyncDispose]();
+    rmSync(dataDir, { recursive: true });
+  });
+
   test(`of ${MAX_BATCH_EVENTS + 1} events → 413, nothing stored; of ${MAX_BATCH_EVENTS} → 201`, async () => {
-    await using server = await spawnServer({ dataDir: tempDir() });
     const batch = repeat(MAX_BATCH_EVENTS + 1, () => ({ type: "message_user", session_id: "s1" }));
     const { status, body } = await postEvent(server, batch);
     expect(status).toBe(413);
@@ -448,11 +460,10 @@ describe("POST", () => {
   ])(
     `of ${MAX_BATCH_EVENTS} %s → nobody waits`,
     async (name, type, data) => {
-      await using server = await spawnServer({ dataDir: tempDir() });
       const longest = await longestWait(server, async (repetition) => {
         const batch = repeat(MAX_BATCH_EVENTS, (index) => ({
           type,
-          session_id: `s${repetition}`,
+          session_id: `${name} ${repetition}`,
           timestamp: Date.now() - index,
           data: { ...data, serial: index },
         }));
@@ -469,8 +480,7 @@ describe("POST", () => {
     ["objects", `[${"{},".repeat(330_000)}{}]`],
     ["keys", `{${Array.from({ length: 80_000 }, (_, index) => `"${index}":1`).join()}}`],
   ])("of one event with 1 MB of %s as arguments → nobody waits", async (name, args) => {
-    await using server = await spawnServer({ dataDir: tempDir() });
-    const body = `{"type":"tool_use","session_id":"s","data":{"tool":"bash","args":${args}}}`;
+    const body = `{"type":"tool_use","session_id":"long","data":{"tool":"bash","args":${args}}}`;
     const longest = await longestWait(server, async () => {
       expect((await postBody(server, body)).status).toBe(201);
     });
@@ -480,18 +490,17 @@ describe("POST", () => {
 
   const AGENTS = isSoak ? 100_000 : 5_000;
   test(`that ends one of ${AGENTS} agents without a call_id → nobody waits, and the oldest is ended`, async () => {
-    await using server = await spawnServer({ dataDir: tempDir() });
     const from = Date.now() - 3_600_000;
     await postMany(server, AGENTS, (index) => ({
       type: "agent_spawn",
-      session_id: "s1",
+      session_id: "agents",
       timestamp: from + index,
       data: agent,
     }));
     let completed = 0;
     const longest = await longestWait(server, async () => {
       for (let n = 0; n < 5; n++, completed++)
-        await postEvent(server, { type: "agent_complete", session_id: "s1", data: agent });
+        await postEvent(server, { type: "agent_complete", session_id: "agents", data: agent });
     });
     report(
       `a completion among ${AGENTS} agents without a call_id: longest wait ${longest.toFixed(0)} ms`,
@@ -499,25 +508,24 @@ describe("POST", () => {
     expect(longest).toBeLessThan(WAIT_LIMIT_MS);
     const { agents } = await getJson<{ agents: { ended_at: string | null }[] }>(
       server,
-      "/api/sessions/s1",
+      "/api/sessions/agents",
     );
     expect(agents).toHaveLength(AGENTS);
     expect(agents.findIndex(({ ended_at }) => ended_at === null)).toBe(completed);
   }, 60_000);
 
   test("of a task whose preview has 0.9 MB → nobody waits, its agent is found", async () => {
-    await using server = await spawnServer({ dataDir: tempDir() });
     const args_preview = `{"subagent_type":"Engineer","prompt":"${"x".repeat(900_000)}`;
     const longest = await longestWait(server, async (repetition) => {
       const body = JSON.stringify({
         event_type: "tool.execute",
-        session_id: `s${repetition}`,
+        session_id: `task-${repetition}`,
         data: { tool: "task", args_preview },
       });
       expect((await postBody(server, body, "application/json", "/events")).status).toBe(201);
     });
     expect(longest).toBeLessThan(WAIT_LIMIT_MS);
-    const { agents } = await getJson<{ agents: object[] }>(server, "/api/sessions/s0");
+    const { agents } = await getJson<{ agents: object[] }>(server, "/api/sessions/task-0");
     expect(agents).toEqual([expect.objectContaining({ subagent_type: "Engineer" })]);
   });
 

@@ -8,8 +8,6 @@
  */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { rmSync } from "node:fs";
-import { join } from "node:path";
 import { shown } from "../dashboard/dom.ts";
 import {
   type Page,
@@ -141,132 +139,53 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  // These wait more than they work: together.
-
-  test.concurrent(
-    "two parallel subagents of the captured run overlap in the timeline",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, capturedAgents(Date.now() - 30 * SECOND_MS));
-      using page = await openPage(fresh);
-      await page.click("#zoom-fit");
-      await waitFor(
-        async () => (await bars(page)).filter(({ width }) => width > 100).length === 2,
-        "two bars that fill the window",
-      );
-      const [a, b] = await bars(page);
-      if (a === undefined || b === undefined) throw new Error("two bars");
-      expect([a.kind, b.kind]).toEqual(["agent", "agent"]);
-      expect(Math.min(a.x + a.width, b.x + b.width)).toBeGreaterThan(Math.max(a.x, b.x));
-      expect(Math.min(a.y + a.height, b.y + b.height)).toBeLessThanOrEqual(Math.max(a.y, b.y));
-
-      // Both are on the screen where the list says: the pointer finds them.
-      const canvas: { left: number; top: number } = await page.run(
-        `(({ left, top }) => ({ left, top }))(document.querySelector("#timeline-canvas").getBoundingClientRect())`,
-      );
-      for (const bar of [a, b]) {
-        await page.hover(canvas.left + bar.x + bar.width / 2, canvas.top + bar.y + bar.height / 2);
-        await waitFor(async () => {
-          const told = [await page.text("#readout-head"), await page.text("#readout-facts")];
-          return told.join(" · ") === bar.text;
-        }, `the readout of ${bar.text}`);
-      }
-      expect([a.text, b.text].map((text) => /^Agent (\w+)/.exec(text)?.[1]).toSorted()).toEqual([
-        "explore",
-        "general",
-      ]);
-    },
-  );
-
-  test.concurrent("a running agent's bar grows until its completion", async () => {
+  test("two parallel subagents of the captured run overlap in the timeline", async () => {
     await using fresh = await startTestServer();
-    await post(fresh, {
-      type: "agent_spawn",
-      session_id: "s1",
-      timestamp: Date.now() - 5 * SECOND_MS,
-      data: { subagent_type: "explore", call_id: "c" },
-    });
+    await post(fresh, capturedAgents(Date.now() - 30 * SECOND_MS));
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.text("#stat-agents")) === "1", "the running agent");
-    await waitFor(async () => (await bars(page)).length === 1, "its bar");
-    const width = async () => (await bars(page))[0]?.width ?? 0;
-    const first = await width();
-    await waitFor(async () => (await width()) > first, "the bar to grow");
-    await post(fresh, {
-      type: "agent_complete",
-      session_id: "s1",
-      data: { call_id: "c", success: false },
-    });
-    await waitFor(async () => (await page.text("#stat-agents")) === "0", "its end");
+    await page.click("#zoom-fit");
     await waitFor(
-      async () => (await bars(page))[0]?.text.includes("failed") ?? false,
-      "its failure",
+      async () => (await bars(page)).filter(({ width }) => width > 100).length === 2,
+      "two bars that fill the window",
     );
+    const [a, b] = await bars(page);
+    if (a === undefined || b === undefined) throw new Error("two bars");
+    expect([a.kind, b.kind]).toEqual(["agent", "agent"]);
+    expect(Math.min(a.x + a.width, b.x + b.width)).toBeGreaterThan(Math.max(a.x, b.x));
+    expect(Math.min(a.y + a.height, b.y + b.height)).toBeLessThanOrEqual(Math.max(a.y, b.y));
+
+    // Both are on the screen where the list says: the pointer finds them.
+    const canvas: { left: number; top: number } = await page.run(
+      `(({ left, top }) => ({ left, top }))(document.querySelector("#timeline-canvas").getBoundingClientRect())`,
+    );
+    for (const bar of [a, b]) {
+      await page.hover(canvas.left + bar.x + bar.width / 2, canvas.top + bar.y + bar.height / 2);
+      await waitFor(async () => {
+        const told = [await page.text("#readout-head"), await page.text("#readout-facts")];
+        return told.join(" · ") === bar.text;
+      }, `the readout of ${bar.text}`);
+    }
+    expect([a.text, b.text].map((text) => /^Agent (\w+)/.exec(text)?.[1]).toSorted()).toEqual([
+      "explore",
+      "general",
+    ]);
   });
 
-  test.concurrent(
-    "a restart of the server: a countdown, then every event once and in order",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, call("a"));
-      using page = await openPage(fresh);
-      const names = async () => (await page.texts(".line-name")).toReversed().join("");
-      await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
-      await post(fresh, call("b"));
-      await waitFor(async () => (await names()) === "ab", "two events");
-      await fresh.stop();
-      await waitFor(
-        async () => /^Reconnecting in \d+ s$/.test((await page.text("#connection-text")) ?? ""),
-        "the countdown",
-      );
-      await fresh.restart();
-      await post(fresh, [call("c"), call("d")]);
-      await waitFor(async () => (await names()) === "abcd", "what was missed");
-      expect(await page.text("#connection-text")).toBe("Live");
-      await post(fresh, call("e"));
-      await waitFor(async () => (await names()) === "abcde", "what is new");
-      await waitFor(async () => (await page.text(".session-meta")) === "5 tools", "the count");
-    },
-  );
-
-  test.concurrent("another database: the state is loaded anew", async () => {
+  test("a hidden tab lets go of its stream, and goes on from there when shown", async () => {
     await using fresh = await startTestServer();
-    await post(fresh, call("old", {}, "before"));
+    await post(fresh, call("a"));
     using page = await openPage(fresh);
-    await waitFor(async () => (await page.texts(".line-name")).join() === "old", "the old event");
-    await fresh.stop();
-    for (const suffix of ["", "-wal", "-shm"])
-      rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
-    await fresh.restart();
-    await post(fresh, call("new", {}, "after"));
+    await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
+    await setHidden(page, true);
+    await waitFor(async () => (await subscribers(fresh)) === 0, "the stream to be let go");
+    expect(await page.text("#connection-text")).toBe("Paused");
+    await post(fresh, [call("b"), call("c")]);
+    await setHidden(page, false);
     await waitFor(
-      async () => (await page.texts(".line-name")).join() === "new",
-      "the new one only",
-    );
-    await waitFor(
-      async () => (await page.texts(".session-label")).join() === "after",
-      "its session only",
+      async () => (await page.texts(".line-name")).join() === "c,b,a",
+      "what was missed",
     );
   });
-
-  test.concurrent(
-    "a hidden tab lets go of its stream, and goes on from there when shown",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, call("a"));
-      using page = await openPage(fresh);
-      await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
-      await setHidden(page, true);
-      await waitFor(async () => (await subscribers(fresh)) === 0, "the stream to be let go");
-      expect(await page.text("#connection-text")).toBe("Paused");
-      await post(fresh, [call("b"), call("c")]);
-      await setHidden(page, false);
-      await waitFor(
-        async () => (await page.texts(".line-name")).join() === "c,b,a",
-        "what was missed",
-      );
-    },
-  );
 
   test('"Load older" → every event in turn, and gone where there are no more', async () => {
     await using fresh = await startTestServer();
@@ -300,61 +219,58 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test.concurrent(
-    "the feed: filter kept in the address, pause that counts, expand to the full data",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, [
-        call("read"),
-        call("bash", { args: { command: "ls" } }),
-        call("grep", {}, "s2"),
-      ]);
-      using page = await openPage(fresh);
-      const names = () => page.texts(".line-name");
-      await waitFor(async () => (await names()).length === 3, "three rows");
-      expect(await names()).toEqual(["grep", "bash", "read"]);
+  test("the feed: filter kept in the address, pause that counts, expand to the full data", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, [
+      call("read"),
+      call("bash", { args: { command: "ls" } }),
+      call("grep", {}, "s2"),
+    ]);
+    using page = await openPage(fresh);
+    const names = () => page.texts(".line-name");
+    await waitFor(async () => (await names()).length === 3, "three rows");
+    expect(await names()).toEqual(["grep", "bash", "read"]);
 
-      await page.type("#feed-tool", "bash");
-      await waitFor(async () => (await names()).join() === "bash", "the filter");
-      expect(await page.run<string>("location.hash")).toBe("#/?tool=bash");
-      {
-        using other = await openPage(fresh, { path: "/#/?tool=grep" });
-        await waitFor(
-          async () => (await other.texts(".line-name")).join() === "grep",
-          "the filter from the address",
-        );
-        expect(await other.run<string>(`document.querySelector("#feed-tool").value`)).toBe("grep");
-      }
-      await page.run(`location.hash = "#/?session=s1&type=tool_use"`);
-      await waitFor(async () => (await names()).join() === "bash,read", "session and type");
-      await page.run(`location.hash = "#/?q=${encodeURIComponent('"ls"')}"`);
-      await waitFor(async () => (await names()).join() === "bash", "text");
-      await page.run(`location.hash = "#/"`);
-      await waitFor(async () => (await names()).length === 3, "all again");
+    await page.type("#feed-tool", "bash");
+    await waitFor(async () => (await names()).join() === "bash", "the filter");
+    expect(await page.run<string>("location.hash")).toBe("#/?tool=bash");
+    {
+      using other = await openPage(fresh, { path: "/#/?tool=grep" });
+      await waitFor(
+        async () => (await other.texts(".line-name")).join() === "grep",
+        "the filter from the address",
+      );
+      expect(await other.run<string>(`document.querySelector("#feed-tool").value`)).toBe("grep");
+    }
+    await page.run(`location.hash = "#/?session=s1&type=tool_use"`);
+    await waitFor(async () => (await names()).join() === "bash,read", "session and type");
+    await page.run(`location.hash = "#/?q=${encodeURIComponent('"ls"')}"`);
+    await waitFor(async () => (await names()).join() === "bash", "text");
+    await page.run(`location.hash = "#/"`);
+    await waitFor(async () => (await names()).length === 3, "all again");
 
-      await page.click("#feed-pause");
-      await waitFor(async () => (await page.text("#feed-note")) === "Paused", "the pause");
-      await post(fresh, [call("edit"), call("write")]);
-      await waitFor(async () => (await page.text("#feed-note")) === "2 new", "what waits");
-      expect(await names()).toHaveLength(3);
-      await page.click("#feed-pause");
-      await waitFor(async () => (await names()).join() === "write,edit,grep,bash,read", "both");
+    await page.click("#feed-pause");
+    await waitFor(async () => (await page.text("#feed-note")) === "Paused", "the pause");
+    await post(fresh, [call("edit"), call("write")]);
+    await waitFor(async () => (await page.text("#feed-note")) === "2 new", "what waits");
+    expect(await names()).toHaveLength(3);
+    await page.click("#feed-pause");
+    await waitFor(async () => (await names()).join() === "write,edit,grep,bash,read", "both");
 
-      await page.click(".line:nth-child(4) summary");
-      const data = async () => (await page.text(".line:nth-child(4) details > pre")) ?? "";
-      await waitFor(async () => (await data()) !== "", "the data");
-      expect(JSON.parse(await data())).toMatchObject({
-        type: "tool_use",
-        tool: "bash",
-        args: { command: "ls" },
-        duration_ms: 40,
-      });
-      expect(await page.attribute(".line:nth-child(4) .line-session", "href")).toBe("#/session/s1");
-      expect(page.problems).toEqual([]);
-    },
-  );
+    await page.click(".line:nth-child(4) summary");
+    const data = async () => (await page.text(".line:nth-child(4) details > pre")) ?? "";
+    await waitFor(async () => (await data()) !== "", "the data");
+    expect(JSON.parse(await data())).toMatchObject({
+      type: "tool_use",
+      tool: "bash",
+      args: { command: "ls" },
+      duration_ms: 40,
+    });
+    expect(await page.attribute(".line:nth-child(4) .line-session", "href")).toBe("#/session/s1");
+    expect(page.problems).toEqual([]);
+  });
 
-  test.concurrent("whatever is posted is shown as typed, in every field", async () => {
+  test("whatever is posted is shown as typed, in every field", async () => {
     await using fresh = await startTestServer();
     const evil = (field: string) => `<img src=x onerror="window.hacked='${field}'"><b>${field}</b>`;
     const text = (...names: string[]) =>
@@ -430,7 +346,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test.concurrent("text that lies is shown as what it is, wherever it stands", async () => {
+  test("text that lies is shown as what it is, wherever it stands", async () => {
     await using fresh = await startTestServer();
     const lie = "ls \u202e/ fr- mr";
     const told = String.raw`ls \u202E/ fr- mr`;
@@ -524,23 +440,105 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test.concurrent("the page's policy stops inline script and other origins", async () => {
+  test("the page's policy stops inline script and other origins", async () => {
     using page = await openPage(server);
-    const outcome: string[] = await page.run(`(async () => {
+    const outcome: string[] = await page.run(`new Promise((resolve) => {
       const violations = [];
-      document.addEventListener("securitypolicyviolation", (event) => violations.push(event.effectiveDirective));
+      document.addEventListener("securitypolicyviolation", (event) => {
+        violations.push(event.effectiveDirective);
+        if (violations.length === 2) resolve(violations);
+      });
       const script = document.createElement("script");
       script.textContent = "window.hacked = true";
       document.body.append(script);
-      await fetch("http://127.0.0.1:9/").catch(() => undefined);
-      await new Promise((resolve) => setTimeout(resolve, 50));
-      return violations;
-    })()`);
+      fetch("http://127.0.0.1:9/").catch(() => undefined);
+    })`);
     expect(outcome.toSorted()).toEqual(["connect-src", "script-src-elem"]);
     expect(await page.run<unknown>("window.hacked ?? null")).toBeNull();
   });
 
-  // The others one after the other: keys and the pointer go to one page at a time.
+  // These wait more than they work: together.
+
+  test.concurrent("a running agent's bar grows until its completion", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, {
+      type: "agent_spawn",
+      session_id: "s1",
+      timestamp: Date.now() - 5 * SECOND_MS,
+      data: { subagent_type: "explore", call_id: "c" },
+    });
+    using page = await openPage(fresh);
+    await waitFor(async () => (await page.text("#stat-agents")) === "1", "the running agent");
+    await waitFor(async () => (await bars(page)).length === 1, "its bar");
+    const width = async () => (await bars(page))[0]?.width ?? 0;
+    const first = await width();
+    await waitFor(async () => (await width()) > first, "the bar to grow");
+    await post(fresh, {
+      type: "agent_complete",
+      session_id: "s1",
+      data: { call_id: "c", success: false },
+    });
+    await waitFor(async () => (await page.text("#stat-agents")) === "0", "its end");
+    await waitFor(
+      async () => (await bars(page))[0]?.text.includes("failed") ?? false,
+      "its failure",
+    );
+  });
+
+  test.concurrent(
+    "a restart of the server: a countdown, then every event once and in order",
+    async () => {
+      await using fresh = await startTestServer();
+      await post(fresh, call("a"));
+      using page = await openPage(fresh);
+      const names = async () => (await page.texts(".line-name")).toReversed().join("");
+      await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
+      await post(fresh, call("b"));
+      await waitFor(async () => (await names()) === "ab", "two events");
+      await fresh.stop();
+      await waitFor(
+        async () => /^Reconnecting in \d+ s$/.test((await page.text("#connection-text")) ?? ""),
+        "the countdown",
+      );
+      await fresh.restart();
+      await post(fresh, [call("c"), call("d")]);
+      await waitFor(async () => (await names()) === "abcd", "what was missed");
+      expect(await page.text("#connection-text")).toBe("Live");
+      await post(fresh, call("e"));
+      await waitFor(async () => (await names()) === "abcde", "what is new");
+      await waitFor(async () => (await page.text(".session-meta")) === "5 tools", "the count");
+    },
+  );
+
+  test.concurrent("a page that was away learns what was deleted and what fell silent", async () => {
+    let aheadMs = 0;
+    await using fresh = await startTestServer({ now: () => Date.now() + aheadMs });
+    const old = Date.now() - 169 * 60 * MINUTE_MS;
+    await post(fresh, [
+      { ...call("gone", {}, "old"), timestamp: old },
+      { ...call("a", {}, "silent"), timestamp: Date.now() - MINUTE_MS },
+      call("kept"),
+    ]);
+    using page = await openPage(fresh);
+    const dots = () =>
+      page.run<string>(
+        `[...document.querySelectorAll(".session-row a")].map((a) => a.querySelector(".session-label").textContent + " " + a.querySelector(".dot").ariaLabel).sort().join()`,
+      );
+    await waitFor(
+      async () => (await dots()) === "old Stale,s1 Active,silent Active",
+      "three sessions",
+    );
+    await fresh.stop();
+    await waitFor(async () => (await page.text("#connection-text")) !== "Live", "the interruption");
+    aheadMs = 60 * MINUTE_MS - 30 * SECOND_MS;
+    await fresh.restart(); // retention runs at the start
+    await waitFor(async () => (await dots()) === "s1 Active,silent Stale", "what is left of them");
+    const feed = async () => (await page.texts(".line-name")).join();
+    await waitFor(async () => (await feed()) === "kept,a", "the feed without what is gone");
+    expect(page.problems).toEqual([]);
+  });
+
+  // The others one after the other: keys and the pointer go to one page at a time, and all take one tab.
 
   test("the header says what runs, who waits, what failed", async () => {
     using page = await openPage(server);
@@ -974,24 +972,21 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test.concurrent(
-    "an ended session stays ended after an update, also when loaded anew",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, [call("a"), { type: "session_end", session_id: "s1" }]);
-      using page = await openPage(fresh);
-      const status = () => page.attribute(".session-row .dot", "aria-label");
-      await waitFor(async () => (await status()) === "Done", "its end");
-      await post(fresh, { type: "session_update", session_id: "s1", data: { title: "Later" } });
-      await waitFor(async () => (await page.text(".session-label")) === "Later", "the update");
-      expect(await status()).toBe("Done");
-      await page.goto("/?again");
-      await waitFor(async () => (await page.text(".session-label")) === "Later", "the page");
-      expect(await status()).toBe("Done");
-    },
-  );
+  test("an ended session stays ended after an update, also when loaded anew", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, [call("a"), { type: "session_end", session_id: "s1" }]);
+    using page = await openPage(fresh);
+    const status = () => page.attribute(".session-row .dot", "aria-label");
+    await waitFor(async () => (await status()) === "Done", "its end");
+    await post(fresh, { type: "session_update", session_id: "s1", data: { title: "Later" } });
+    await waitFor(async () => (await page.text(".session-label")) === "Later", "the update");
+    expect(await status()).toBe("Done");
+    await page.goto("/?again");
+    await waitFor(async () => (await page.text(".session-label")) === "Later", "the page");
+    expect(await status()).toBe("Done");
+  });
 
-  test.concurrent("a failure is listed also behind 3,000 calls that went well", async () => {
+  test("a failure is listed also behind 3,000 calls that went well", async () => {
     await using fresh = await startTestServer();
     const good = Array.from({ length: 3_000 }, () => call("good"));
     await postAll(fresh, [call("bad", { outcome: "failed", error: "why" }), ...good]);
@@ -1021,7 +1016,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test.concurrent("an error of false is no failure", async () => {
+  test("an error of false is no failure", async () => {
     await using fresh = await startTestServer();
     await post(fresh, [call("good", { error: false }), call("bad", { error: "exit 1" })]);
     using page = await openPage(fresh, { path: "/#/?type=failed" });
@@ -1033,34 +1028,6 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.run(`location.hash = "#/session/s1"`);
     await waitFor(async () => (await page.count(".turn .line")) === 2, "both calls");
     expect(await page.count(".turn .line[data-failed=true]")).toBe(1);
-  });
-
-  test.concurrent("a page that was away learns what was deleted and what fell silent", async () => {
-    let aheadMs = 0;
-    await using fresh = await startTestServer({ now: () => Date.now() + aheadMs });
-    const old = Date.now() - 169 * 60 * MINUTE_MS;
-    await post(fresh, [
-      { ...call("gone", {}, "old"), timestamp: old },
-      { ...call("a", {}, "silent"), timestamp: Date.now() - MINUTE_MS },
-      call("kept"),
-    ]);
-    using page = await openPage(fresh);
-    const dots = () =>
-      page.run<string>(
-        `[...document.querySelectorAll(".session-row a")].map((a) => a.querySelector(".session-label").textContent + " " + a.querySelector(".dot").ariaLabel).sort().join()`,
-      );
-    await waitFor(
-      async () => (await dots()) === "old Stale,s1 Active,silent Active",
-      "three sessions",
-    );
-    await fresh.stop();
-    await waitFor(async () => (await page.text("#connection-text")) !== "Live", "the interruption");
-    aheadMs = 60 * MINUTE_MS - 30 * SECOND_MS;
-    await fresh.restart(); // retention runs at the start
-    await waitFor(async () => (await dots()) === "s1 Active,silent Stale", "what is left of them");
-    const feed = async () => (await page.texts(".line-name")).join();
-    await waitFor(async () => (await feed()) === "kept,a", "the feed without what is gone");
-    expect(page.problems).toEqual([]);
   });
 
   test("an answer that comes late doesn't overwrite what the stream brought since", async () => {
@@ -1084,7 +1051,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await waitFor(async () => (await tools()) === "Calls 2", "the second call");
     await page.run(`(async () => {
       for (const resolve of late) resolve();
-      for (let frame = 0; frame < 60; frame++) await new Promise(requestAnimationFrame);
+      for (let frame = 0; frame < 20; frame++) await new Promise(requestAnimationFrame);
     })()`);
     expect(await tools()).toBe("Calls 2");
     expect(await page.text(".session-meta")).toBe("2 tools");
@@ -1170,12 +1137,12 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test("20,000 names of tools: a page of them is shown, and no task is long", async () => {
+  const NAMES = isSoak ? 20_000 : 10_000;
+  test(`${NAMES} names of tools: a page of them is shown, and no task is long`, async () => {
     await using fresh = await startTestServer();
-    const count = 20_000;
     await postAll(
       fresh,
-      Array.from({ length: count }, (_, index) => call(`tool ${(index * 7_919) % count}`)),
+      Array.from({ length: NAMES }, (_, index) => call(`tool ${(index * 7_919) % NAMES}`)),
     );
     using page = await openPage(fresh);
     const rows = () => page.count("#usage tbody tr");
@@ -1191,7 +1158,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.run(`document.querySelector("#usage .more").click()`);
     await waitFor(async () => (await rows()) === 120, "more of it");
     const longest = Math.max(...(await endTrace()).map(({ cpu }) => cpu));
-    console.log(`  20,000 names: the longest task took ${longest.toFixed(1)} ms`);
+    console.log(`  ${NAMES} names: the longest task took ${longest.toFixed(1)} ms`);
     expect(longest).toBeLessThan(SLACK * MAX_FRAME_MS);
     expect(await page.count("#tool-names option")).toBe(500);
     expect(page.problems).toEqual([]);

@@ -31,15 +31,31 @@ interface PageOptions {
   before?: string;
 }
 
+/**
+ * Tabs whose page is closed, each on its way to an empty one: the next page takes one of them. A new
+ * tab starts a process, which costs more than all that most tests do in it.
+ */
+const emptyTabs: Promise<Bun.WebView | null>[] = [];
+
+async function openTab(width: number, height: number): Promise<Bun.WebView> {
+  const emptied = await emptyTabs.shift();
+  if (emptied) return emptied;
+  const view = openBrowser({ width, height });
+  await view.navigate("about:blank");
+  return view;
+}
+
 export async function openPage(
   server: { url: string },
   { path = "/", width = 1440, height = 900, scheme = "dark", before = "" }: PageOptions = {},
 ): Promise<Page> {
-  const view = openBrowser({ width, height });
-  await view.navigate("about:blank");
+  const view = await openTab(width, height);
   const problems: string[] = [];
+  const listeners = new AbortController();
   const listen = (type: `${string}.${string}`, heard: (json: string) => void) =>
-    view.addEventListener(type, (event) => heard(JSON.stringify(Reflect.get(event, "data"))));
+    view.addEventListener(type, (event) => heard(JSON.stringify(Reflect.get(event, "data"))), {
+      signal: listeners.signal,
+    });
   listen("Network.requestWillBeSent", (json) => {
     const url = /"url":"([^"]*)"/.exec(json)?.[1] ?? json;
     if (!url.startsWith(`${server.url}/`) && !url.startsWith("data:")) problems.push(url);
@@ -60,7 +76,10 @@ export async function openPage(
   await view.cdp("Emulation.setEmulatedMedia", {
     features: [{ name: "prefers-color-scheme", value: scheme }],
   });
-  await view.cdp("Page.addScriptToEvaluateOnNewDocument", { source: before });
+  await view.cdp("Emulation.setTouchEmulationEnabled", { enabled: false });
+  const script = await view.cdp<{ identifier: string }>("Page.addScriptToEvaluateOnNewDocument", {
+    source: before,
+  });
   await view.navigate(server.url + path);
 
   const page: Page = {
@@ -92,7 +111,19 @@ export async function openPage(
     goto: (next) => view.navigate(server.url + next),
     listen,
     cdp: (method, params) => view.cdp(method, params),
-    [Symbol.dispose]: () => view.close(),
+    [Symbol.dispose]() {
+      listeners.abort();
+      const empty = async () => {
+        await view.navigate("about:blank");
+        await view.cdp("Page.removeScriptToEvaluateOnNewDocument", script);
+        return view;
+      };
+      const giveUp = () => {
+        view.close();
+        return null;
+      };
+      emptyTabs.push(empty().catch(giveUp));
+    },
   };
   await waitFor(
     async () => (await page.attribute("body", "data-view")) !== "loading",

@@ -4,10 +4,11 @@
  */
 
 import { Database } from "bun:sqlite";
-import { afterEach, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import {
   closeSync,
   constants,
+  cpSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -23,6 +24,7 @@ import {
   databasePath,
   getJson,
   isSoak,
+  makeTempDir,
   openStream,
   postBody,
   postEvent,
@@ -124,12 +126,17 @@ describe("retention", () => {
   const EXPIRED = isSoak ? 400_000 : 12_000;
   const KILLS = isSoak ? 30 : 5;
   const KEPT = 100;
-  const SHRINK_LIMIT_MS = isSoak ? 120_000 : 10_000;
+  const SHRINK_LIMIT_MS = isSoak ? 120_000 : 60_000; // a deadline: what it takes is measured
+
+  let expired: string;
 
   /** A database with EXPIRED events of the year 2020 in sessions of many sizes, and KEPT of now. */
-  async function makeExpired(): Promise<string> {
-    const dataDir = tempDir();
-    await using server = await spawnServer({ dataDir, env: { RETENTION_HOURS: "1000000" } });
+  beforeAll(async () => {
+    expired = makeTempDir();
+    await using server = await spawnServer({
+      dataDir: expired,
+      env: { RETENTION_HOURS: "1000000" },
+    });
     const random = seededRandom(400);
     for (let from = 0; from < EXPIRED; from += 1_000) {
       const batch = Array.from({ length: 1_000 }, () => ({
@@ -142,6 +149,13 @@ describe("retention", () => {
     }
     await postEvent(server, Array.from({ length: KEPT }, serialEvents("kept")));
     expect((await server.end("SIGTERM")).exitCode).toBe(0);
+  }, 60_000);
+
+  afterAll(() => rmSync(expired, { recursive: true }));
+
+  function copyExpired(): string {
+    const dataDir = tempDir();
+    cpSync(expired, dataDir, { recursive: true });
     return dataDir;
   }
 
@@ -149,7 +163,7 @@ describe("retention", () => {
     fileSize(databasePath(dataDir)) <= before * 0.3;
 
   test(`of ${EXPIRED} events while others are posted: nobody waits, the log stays small, the file shrinks`, async () => {
-    const dataDir = await makeExpired();
+    const dataDir = copyExpired();
     const before = fileSize(databasePath(dataDir));
     await using server = await spawnServer({ dataDir, env: { RETENTION_HOURS: "1" } });
     const next = serialEvents("live");
@@ -182,9 +196,8 @@ describe("retention", () => {
       },
       "the events to go, and the file to shrink",
       SHRINK_LIMIT_MS,
-    );
+    ).finally(() => (isPosting = false));
     const duration = performance.now() - started;
-    isPosting = false;
     await Promise.all(writers);
     const longest = Math.max(...posts, await stopProbe());
     const median = posts.toSorted((a, b) => a - b)[Math.floor(posts.length / 2)] ?? 0;
@@ -210,7 +223,7 @@ describe("retention", () => {
   }, 180_000);
 
   test(`killed in the middle ${KILLS} times: no orphan, no wrong count, and the next run finishes`, async () => {
-    const dataDir = await makeExpired();
+    const dataDir = copyExpired();
     const before = fileSize(databasePath(dataDir));
     const random = seededRandom(30);
     const left: number[] = [];
@@ -280,7 +293,8 @@ const canMount =
   Bun.spawnSync([...unshare, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/tmp"]).success;
 if (!canMount)
   console.warn("skipped: the tests on a full disk, as this user can't mount a small one");
-if (!isLinux) console.warn("skipped: the test with a limit on file sizes, for want of prlimit");
+if (!isLinux)
+  console.warn("skipped: the tests with limits on file sizes and descriptors, for want of Linux");
 
 describe("disk full", () => {
   const SERVER = [process.execPath, join(import.meta.dir, "..", "server.ts")];

@@ -225,16 +225,16 @@ export function parseFrame(block: string): Frame {
   return frame;
 }
 
-/** Waits until `condition` holds, looking every few milliseconds; fails after `timeoutMs`. */
+/** Waits until `condition` holds, looking ever less often, every 25 ms at last; fails after `timeoutMs`. */
 export async function waitFor(
   condition: () => boolean | Promise<boolean>,
   what: string,
   timeoutMs = 5_000,
 ): Promise<void> {
   const deadline = performance.now() + timeoutMs;
-  while (!(await condition())) {
+  for (let pauseMs = 1; !(await condition()); pauseMs = Math.min(pauseMs + 1, 25)) {
     if (performance.now() > deadline) throw new Error(`waited ${timeoutMs} ms in vain for ${what}`);
-    await Bun.sleep(5);
+    await Bun.sleep(pauseMs);
   }
 }
 

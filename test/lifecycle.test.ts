@@ -112,7 +112,7 @@ describe("start", () => {
       .flat()
       .filter((network) => network?.family === "IPv4" && !network.internal);
     for (const network of outside)
-      expect(fetch(`http://${network?.address}:${server.port}/health`)).rejects.toThrow();
+      await expect(fetch(`http://${network?.address}:${server.port}/health`)).rejects.toThrow();
     expect((await fetch(`http://127.0.0.1:${server.port}/health`)).status).toBe(200);
   });
 

@@ -377,7 +377,6 @@ describe("past: OpenCode 1.18", () => {
       const hooks = await plugin.server(input, { server: server.url, backfill });
       expect(asked).toEqual([]);
       if (backfill === 1) await waitFor(() => asked.length > 0, "the past");
-      else await Bun.sleep(20);
       expect(asked).toEqual([...expected]);
       await hooks.dispose();
     }

@@ -419,14 +419,15 @@ describe("DELETE /api/sessions", () => {
     expect(session).toMatchObject({ event_count: 1, cost: { own: 3, total: 3 } });
   });
 
-  test("a large one holds nobody up for long", async () => {
+  const LARGE = isSoak ? 20_000 : 10_000;
+  test(`one of ${LARGE} events holds nobody up for long`, async () => {
     await using server = await startTestServer();
     const call = (index: number) => ({
       type: "tool_use",
       session_id: "large",
       data: { tool: "bash", call_id: `c${index}`, args: "x".repeat(100), duration_ms: index },
     });
-    for (let from = 0; from < 20_000; from += 2_500) {
+    for (let from = 0; from < LARGE; from += 2_500) {
       const batch = Array.from({ length: 2_500 }, (_, index) => call(from + index));
       expect((await postEvent(server, batch)).status).toBe(201);
     }
@@ -440,7 +441,7 @@ describe("DELETE /api/sessions", () => {
       longest = Math.max(longest, performance.now() - at);
     }
     expect(await deletion).toBe(204);
-    console.log(`longest request while 20,000 events are deleted: ${Math.round(longest)} ms`);
+    console.log(`longest request while ${LARGE} events are deleted: ${Math.round(longest)} ms`);
     expect(longest).toBeLessThan(1_000);
     expect(await exported(server)).toEqual([]);
   }, 30_000);

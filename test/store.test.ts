@@ -664,7 +664,7 @@ describe("any order", () => {
     const expected = await snapshotOf(posts, () => 1);
     expect(expected.sessions.length).toBe(5);
     expect(expected.events).toBe(posts.length + 1); // and the agent behind the task call
-    for (let order = 0; order < (isSoak ? 50 : 20); order++)
+    for (let order = 0; order < (isSoak ? 50 : 10); order++)
       expect(await snapshotOf(shuffled([...posts, ...posts], random), random)).toEqual(expected);
   }, 60_000);
 

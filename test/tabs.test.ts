@@ -4,7 +4,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { type Page, call, openPage, post, setHidden, subscribers } from "./dashboard.ts";
-import { hasChromium, startTestServer, waitFor as waitForWithin } from "./helpers.ts";
+import { hasChromium, postEvent, startTestServer, waitFor as waitForWithin } from "./helpers.ts";
 
 /** Eight pages side by side, beside other tests: a deadline, not a promise. */
 const waitFor = (condition: () => boolean | Promise<boolean>, what: string, timeoutMs = 20_000) =>
@@ -13,7 +13,8 @@ const waitFor = (condition: () => boolean | Promise<boolean>, what: string, time
 describe.skipIf(!hasChromium)("tabs", () => {
   afterAll(() => Bun.WebView.closeAll());
 
-  // Each of these is the only one with its server: tabs of one address share a stream.
+  // Each of these is the only one with its server: tabs of one address share a stream. The first leaves
+  // its eight tabs to the others.
 
   const names = async (page: Page) => (await page.texts(".line-name")).toReversed().join();
   const numbers = (count: number) => Array.from({ length: count }, (_, index) => index).join();
@@ -24,61 +25,57 @@ describe.skipIf(!hasChromium)("tabs", () => {
     return page;
   };
 
-  test.concurrent(
-    "eight tabs share one stream; the next takes it over, and none misses an event",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, call("0"));
-      const pages: Page[] = [];
-      for (let tab = 0; tab < 8; tab++) pages.push(await openPage(fresh, { width: 800 }));
-      const all = (condition: (page: Page) => Promise<boolean>, what: string) =>
-        Promise.all(
-          pages.map((page, tab) => waitFor(() => condition(page), `${what} in tab ${tab}`, 15_000)),
-        );
-      await all(isLive, "the stream");
-      await post(fresh, call("1"));
-      await all(async (page) => (await names(page)) === "0,1", "the new event");
-      expect(await subscribers(fresh)).toBe(1);
-      const answers = await Promise.all(
-        pages.map((page) => page.run<number>(`fetch("/health").then(({ status }) => status)`)),
+  test("eight tabs share one stream; the next takes it over, and none misses an event", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, call("0"));
+    const pages = await Promise.all(
+      Array.from({ length: 8 }, () => openPage(fresh, { width: 800 })),
+    );
+    const all = (condition: (page: Page) => Promise<boolean>, what: string) =>
+      Promise.all(
+        pages.map((page, tab) => waitFor(() => condition(page), `${what} in tab ${tab}`, 15_000)),
       );
-      expect(answers).toEqual(pages.map(() => 200));
+    await all(isLive, "the stream");
+    await post(fresh, call("1"));
+    await all(async (page) => (await names(page)) === "0,1", "the new event");
+    expect(await subscribers(fresh)).toBe(1);
+    const answers = await Promise.all(
+      pages.map((page) => page.run<number>(`fetch("/health").then(({ status }) => status)`)),
+    );
+    expect(answers).toEqual(pages.map(() => 200));
+    for (const page of pages.splice(0, 3)) page[Symbol.dispose]();
 
-      // While events come, the one that has the stream is closed, hidden, paused.
-      let count = 2;
-      const during = async (what: string, act: () => unknown) => {
-        const acted = act();
-        for (const end = count + 8; count < end; count++) await post(fresh, call(String(count)));
-        await acted;
-        await all(async (page) => (await names(page)) === numbers(count), what);
-      };
-      const last = pages.pop();
-      if (last === undefined) throw new Error("eight tabs");
-      await during("what came while one that followed was hidden", () => setHidden(last, true));
-      pages.push(last);
-      await during("what came when it was shown, and took over", () => setHidden(last, false));
-      pages.pop();
-      await during("what came when it was closed", () => last[Symbol.dispose]());
-      const [hidden, paused] = pages.splice(1, 2);
-      if (hidden === undefined || paused === undefined) throw new Error("two more tabs");
-      await during("what came when the next was hidden", () => setHidden(hidden, true));
-      await during("what came when the one after that was paused", () =>
-        paused.click("#connection"),
-      );
-      pages.push(hidden, paused);
-      await during("what came when both were back", async () => {
-        await setHidden(hidden, false);
-        await paused.click("#connection");
-      });
-      await all(async (page) => (await page.text(".session-meta")) === `${count} tools`, "counts");
-      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
-      for (const page of pages) {
-        expect(page.problems).toEqual([]);
-        page[Symbol.dispose]();
-      }
-    },
-    60_000,
-  );
+    // While events come, the one that has the stream is closed, hidden, paused.
+    let count = 2;
+    const during = async (what: string, act: () => unknown) => {
+      const acted = act();
+      for (const end = count + 8; count < end; count++) await post(fresh, call(String(count)));
+      await acted;
+      await all(async (page) => (await names(page)) === numbers(count), what);
+    };
+    const last = pages.pop();
+    if (last === undefined) throw new Error("eight tabs");
+    await during("what came while one that followed was hidden", () => setHidden(last, true));
+    pages.push(last);
+    await during("what came when it was shown, and took over", () => setHidden(last, false));
+    pages.pop();
+    await during("what came when it was closed", () => last[Symbol.dispose]());
+    const [hidden, paused] = pages.splice(1, 2);
+    if (hidden === undefined || paused === undefined) throw new Error("two more tabs");
+    await during("what came when the next was hidden", () => setHidden(hidden, true));
+    await during("what came when the one after that was paused", () => paused.click("#connection"));
+    pages.push(hidden, paused);
+    await during("what came when both were back", async () => {
+      await setHidden(hidden, false);
+      await paused.click("#connection");
+    });
+    await all(async (page) => (await page.text(".session-meta")) === `${count} tools`, "counts");
+    await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+    for (const page of pages) {
+      expect(page.problems).toEqual([]);
+      page[Symbol.dispose]();
+    }
+  }, 60_000);
 
   test.concurrent(
     "a tab that hangs with the stream loses it to another",
@@ -87,11 +84,11 @@ describe.skipIf(!hasChromium)("tabs", () => {
       await post(fresh, call("0"));
       using first = await openLive(fresh);
       using second = await openLive(fresh);
-      const hung = first.run(
-        `(() => { const end = Date.now() + 6_000; while (Date.now() < end); })()`,
-      );
+      await first.cdp("Debugger.enable");
+      const hung = first.run("(() => { debugger; })()");
       await post(fresh, call("1"));
-      await waitFor(async () => (await names(second)) === "0,1", "the event", 5_900);
+      await waitFor(async () => (await names(second)) === "0,1", "the event");
+      await first.cdp("Debugger.disable");
       await hung;
       // What a tab says that doesn't know yet that it no longer leads.
       const late = { ...call("late"), id: 9e15, timestamp: new Date().toISOString(), tool: "late" };
@@ -129,19 +126,41 @@ describe.skipIf(!hasChromium)("tabs", () => {
       await post(fresh, call("4"));
       for (const page of [next, deaf])
         await waitFor(async () => (await names(page)) === "0,1,2,3,4", "both to go on");
-      expect(await subscribers(fresh)).toBe(1);
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
     },
     60_000,
   );
 
   test.concurrent(
-    "what comes while a tab loads is there once it has loaded",
+    "another database: every tab loads it anew",
     async () => {
       await using fresh = await startTestServer();
-      await post(fresh, call("0"));
-      using _ = await openLive(fresh);
-      // Between the first answer, which says up to where the others go, and what it does with it.
-      const before = `{
+      await post(fresh, call("old", {}, "before"));
+      using first = await openPage(fresh);
+      using second = await openLive(fresh);
+      await fresh.stop();
+      for (const suffix of ["", "-wal", "-shm"])
+        rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
+      await fresh.restart();
+      await post(fresh, call("new", {}, "after"));
+      for (const page of [first, second]) {
+        await waitFor(async () => (await names(page)) === "new", "the new one only");
+        await waitFor(
+          async () => (await page.texts(".session-label")).join() === "after",
+          "its session only",
+        );
+      }
+      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
+    },
+    60_000,
+  );
+
+  test("what comes while a tab loads is there once it has loaded", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, call("0"));
+    using _ = await openLive(fresh);
+    // Between the first answer, which says up to where the others go, and what it does with it.
+    const before = `{
       const ask = fetch;
       let isPosted = false;
       window.fetch = async (...asked) => {
@@ -158,14 +177,12 @@ describe.skipIf(!hasChromium)("tabs", () => {
         return answer;
       };
     }`;
-      using second = await openPage(fresh, { before });
-      await waitFor(async () => (await names(second)) === "0,1", "the event");
-      await waitFor(async () => (await second.text(".session-meta")) === "2 tools", "the count");
-    },
-    60_000,
-  );
+    using second = await openPage(fresh, { before });
+    await waitFor(async () => (await names(second)) === "0,1", "the event");
+    await waitFor(async () => (await second.text(".session-meta")) === "2 tools", "the count");
+  }, 60_000);
 
-  test.concurrent.each([
+  test.each([
     ["without locks", "delete Navigator.prototype.locks"], // as on http:// and a name that is not loopback
     [
       "whose locks are forbidden", // as where the browser keeps nothing for sites
@@ -192,22 +209,29 @@ describe.skipIf(!hasChromium)("tabs", () => {
     60_000,
   );
 
-  test.concurrent(
-    "another database: every tab loads it anew",
-    async () => {
-      await using fresh = await startTestServer();
-      await post(fresh, call("old"));
-      using first = await openPage(fresh);
-      using second = await openLive(fresh);
-      await fresh.stop();
-      for (const suffix of ["", "-wal", "-shm"])
-        rmSync(join(fresh.dataDir, `observability.db${suffix}`), { force: true });
-      await fresh.restart();
-      await post(fresh, call("new"));
-      for (const page of [first, second])
-        await waitFor(async () => (await names(page)) === "new", "the new one only");
-      await waitFor(async () => (await subscribers(fresh)) === 1, "one stream");
-    },
-    60_000,
-  );
+  test("an EventSource of the browser's own resumes across a restart of the server", async () => {
+    await using fresh = await startTestServer();
+    using page = await openPage(fresh, { path: "/health" });
+    await page.run(`new Promise((resolve) => {
+      window.seen = [];
+      const source = new EventSource("/api/events/stream");
+      source.addEventListener("tool_use", (event) => seen.push(Number(event.lastEventId)));
+      source.addEventListener("reset", () => seen.push("reset"));
+      source.onopen = resolve;
+    })`);
+    const posted: number[] = [];
+    const postCalls = async (count: number) => {
+      const { body } = await postEvent(fresh, Array(count).fill(call("bash")));
+      posted.push(...(body.ids ?? []));
+    };
+    const seen = () => page.run<(number | "reset")[]>("seen");
+    await postCalls(30);
+    await fresh.stop();
+    await fresh.restart();
+    await postCalls(30);
+    await waitFor(async () => (await seen()).length >= 60, "what the browser missed");
+    await postCalls(1);
+    await waitFor(async () => (await seen()).length >= 61, "the live event");
+    expect(await seen()).toEqual(posted);
+  }, 15_000);
 });
