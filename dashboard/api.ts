@@ -31,7 +31,7 @@ export async function get(path: string, query: Query = {}, method = "GET"): Prom
   throw new ServerError(response.status, body.error ?? `${path}: ${response.status}`);
 }
 
-interface Answer<T> {
+export interface Answer<T> {
   list: T[];
   version: number;
 }
@@ -39,8 +39,10 @@ interface Answer<T> {
 async function getRows<T>(name: "sessions" | "spans", query: Query): Promise<Answer<T>> {
   const response = await get(`/api/${name}`, { limit: PAGE_ROWS, ...query });
   const body: Partial<Record<string, T[]>> = await response.json();
-  return { list: body[name] ?? [], version: Number(response.headers.get("Last-Event-ID")) };
+  return { list: body[name] ?? [], version: versionOf(response) };
 }
+
+const versionOf = ({ headers }: Response) => Number(headers.get("Last-Event-ID"));
 
 export const getSessions = (query: Query) => getRows<Session>("sessions", query);
 
@@ -56,7 +58,7 @@ export async function findEvents(query: Query) {
   const response = await get("/api/events", { limit: PAGE_ROWS, ...query });
   const { events, indexed_to }: { events: unknown[]; indexed_to?: number } = await response.json();
   const read = events.map(readEvent).filter((event) => event !== null);
-  return { events: read, isIndexed: indexed_to === undefined };
+  return { events: read, isIndexed: indexed_to === undefined, version: versionOf(response) };
 }
 
 /** With all below it. */

@@ -1,6 +1,6 @@
 /**
- * When what is drawn. One frame at a time is asked for, whatever happens in between, and one panel is
- * written in it: a busy stream is spread over the frames. What the person does is answered in the next ones.
+ * When what is drawn. One frame at a time is asked for, whatever happens in between, and one part of the
+ * page is written in it, beside what is urgent: a busy stream is spread over the frames.
  */
 
 /** Text that changes faster than this can't be read. */
@@ -9,8 +9,7 @@ const PANELS_INTERVAL_MS = 250;
 const TIMELINE_INTERVAL_MS = 100;
 
 export interface FramesOptions {
-  /** In the order in which they are written. */
-  panels: Record<string, () => void>;
+  panels: readonly (() => void)[];
   timeline: { draw: () => void; nextDraw: () => number | null };
   /** Before anything is drawn. @returns whether there is something to draw */
   prepare: () => boolean;
@@ -18,14 +17,23 @@ export interface FramesOptions {
   isBehind: () => boolean;
 }
 
-export function createFrames(options: FramesOptions) {
-  const { panels, timeline, prepare, isBehind } = options;
-  const drawnAt = new Map<string, number>();
-  const dirty = new Set<string>();
+interface Part {
+  draw: () => void;
+  intervalMs: number;
+  isDirty: boolean;
+  /** In the next frame, whatever else is written in it. */
+  isUrgent: boolean;
+  /** Not before, on the clock of `performance.now()`. */
+  dueAt: number;
+}
+
+export function createFrames({ panels, timeline, prepare, isBehind }: FramesOptions) {
+  const partOf = (draw: () => void, intervalMs: number): Part => {
+    return { draw, intervalMs, isDirty: true, isUrgent: false, dueAt: 0 };
+  };
+  const picture = partOf(timeline.draw, TIMELINE_INTERVAL_MS);
+  const parts = [...panels.map((draw) => partOf(draw, PANELS_INTERVAL_MS)), picture];
   let isRequested = false;
-  let isTimelineTouched = false;
-  let isTimelineDirty = true;
-  let timelineDrawnAt = -Infinity;
   let laterTimer: ReturnType<typeof setTimeout> | undefined;
 
   function request(): void {
@@ -35,59 +43,48 @@ export function createFrames(options: FramesOptions) {
   }
 
   function requestPanels(): void {
-    for (const panel of Object.keys(panels)) dirty.add(panel);
-    isTimelineDirty = true;
+    for (const part of parts) part.isDirty = true;
     request();
+  }
+
+  function write(part: Part, at: number): void {
+    part.isDirty = part.isUrgent = false;
+    part.dueAt = at + part.intervalMs;
+    part.draw();
   }
 
   function frame(): void {
     isRequested = false;
     if (!prepare()) return;
     const at = performance.now();
-    const dueAt = (panel: string) => (drawnAt.get(panel) ?? -Infinity) + PANELS_INTERVAL_MS;
-    // In the order in which they were asked for: each has its turn.
-    const due = [...dirty].find((panel) => dueAt(panel) <= at);
-    const isTimelineDue = isTimelineDirty && at - timelineDrawnAt >= TIMELINE_INTERVAL_MS;
-    if (isTimelineTouched || (isTimelineDue && due === undefined)) {
-      isTimelineTouched = false;
-      isTimelineDirty = false;
-      timelineDrawnAt = at;
-      timeline.draw();
-    }
-    if (due !== undefined) {
-      dirty.delete(due);
-      drawnAt.set(due, at);
-      panels[due]?.();
-    }
+    for (const part of parts) if (part.isUrgent) write(part, at);
+    // The one that has waited longest: each has its turn.
+    const [next] = parts.filter(({ isDirty }) => isDirty).sort((a, b) => a.dueAt - b.dueAt);
+    if (next !== undefined && next.dueAt <= at) write(next, at);
 
-    const waits = [...dirty].map((panel) => dueAt(panel) - at);
-    if (isTimelineDirty) waits.push(timelineDrawnAt + TIMELINE_INTERVAL_MS - at);
-    const wait = Math.min(...waits);
-    const growth = timeline.nextDraw();
+    const due = parts.filter(({ isDirty }) => isDirty).map(({ dueAt }) => dueAt - at);
+    const wait = Math.min(...due, timeline.nextDraw() ?? Infinity);
     clearTimeout(laterTimer);
     if (isBehind() || wait <= 0) request();
-    else if (growth !== null || wait < Infinity)
-      laterTimer = setTimeout(
-        () => {
-          isTimelineDirty = true;
-          request();
-        },
-        Math.min(wait, growth ?? Infinity),
-      );
+    else if (wait < Infinity)
+      laterTimer = setTimeout(() => {
+        picture.isDirty = true;
+        request();
+      }, wait);
   }
 
   return {
     request,
     /** The person moves in the timeline: it is drawn in this frame. */
     requestTimeline(): void {
-      isTimelineTouched = true;
+      picture.isUrgent = true;
       request();
     },
     requestPanels,
-    /** As `requestPanels`, at once. */
+    /** What the person has asked for, and what was loaded: all in one frame, which is one layout. */
     requestPanelsNow(): void {
-      drawnAt.clear();
-      requestPanels();
+      for (const part of parts) part.isUrgent = true;
+      request();
     },
   };
 }

@@ -33,20 +33,13 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
     const { sessions, feed } = rows();
     const latest = held?.events ?? feed;
     const first = latest[0]?.id ?? Infinity;
-    const { things, add: addEvent } = createThings(wanted.type === null);
-    const add = (event: TelemetryEvent) => {
-      if (!isMatch(event, wanted)) return;
-      // Not before its session is known; that of a deleted one never is.
-      if (sessions.has(event.session_id)) addEvent(event);
-      else seekSession(event.session_id);
-    };
-    for (let index = latest.length - 1; index >= 0 && things.length < limit; index--) {
-      const event = latest[index];
-      if (event !== undefined) add(event);
-    }
-    for (const event of older) {
+    const { things, add } = createThings(wanted.type === null);
+    for (const event of [...latest.toReversed(), ...older.filter(({ id }) => id < first)]) {
       if (things.length >= limit) break;
-      if (event.id < first) add(event);
+      if (!isMatch(event, wanted)) continue;
+      // Not before its session is known; that of a deleted one never is.
+      if (sessions.has(event.session_id)) add(event);
+      else seekSession(event.session_id);
     }
     return things;
   }

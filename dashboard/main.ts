@@ -101,7 +101,7 @@ const timeline = createTimeline({
 });
 const history = createHistory({ rows: () => rows, filter: feedFilter, seekSession: seek });
 const frames = createFrames({
-  panels: { main: showMain, sessions: showSessions, header: showHeader },
+  panels: [showMain, showSessions, showHeader],
   timeline,
   prepare() {
     takePending(TAKE_BUDGET_MS);
@@ -219,6 +219,7 @@ async function openSession(): Promise<void> {
   const of = rows;
   const page = { id, isAnswered: false, isLoading: true };
   opened = page;
+  of.family = familyOf(of, id);
   const isWanted = () => opened === page && rows === of;
   try {
     const [isThere, told] = await Promise.all([loadFamily(of, id), getMilestones(id)]);
@@ -226,9 +227,8 @@ async function openSession(): Promise<void> {
     if (!isThere || !isWanted()) return;
     for (const event of told) milestones.set(event.id, event);
     takeMarks(of, told);
-    showFamily(id);
     timeline.fit();
-    await loadFamilySpans(of, id, familyOf(of, id), isWanted);
+    await loadFamilySpans(of, id, isWanted);
     if (isWanted()) timeline.fit();
   } catch {
     if (opened === page && !page.isAnswered) opened = null; // asked again with the next tick
@@ -302,13 +302,7 @@ function showSession(id: string, now: number): void {
   sessionHead.show(rows, session, told, now);
   sessionTabs.show(rows, session, route.tab ?? "calls");
   if (route.tab === "calls") calls.show(rows, session, told, hasOlder, now);
-  showFamily(id);
-}
-
-/** The timeline shows this session and what is below it, and their rows stay. */
-function showFamily(id: string): void {
-  rows.pinned = familyOf(rows, id);
-  timeline.setScope(rows.pinned);
+  rows.family = familyOf(rows, id);
 }
 
 // ─── The address, the clock, the tab ─────────────────────────────────────────
@@ -340,13 +334,11 @@ function showRoute(): void {
   if (hashOf({ ...previous, spanId: null }) !== hashOf({ ...route, spanId: null })) history.reset();
   if (previous.sessionId !== route.sessionId) {
     opened = null;
+    rows.family = new Set();
     milestones.clear();
     sessionHead.hide();
     sessionTabs.hide();
     calls.reset();
-    rows.pinned = new Set();
-    if (route.sessionId === null) timeline.setScope(null);
-    else showFamily(route.sessionId);
     timeline.fit();
     scrollTo(0, 0);
   }

@@ -18,10 +18,8 @@ import {
   asText,
   errorText,
   isFailure,
-  isRecord,
   looksFailed,
   oneLine,
-  parseJson,
   readEvent,
 } from "./events.ts";
 import { formatAge, formatDuration, joined, sessionName } from "./format.ts";
@@ -79,7 +77,7 @@ export function createRows() {
     calls: new Map<string, SpanEntry>(),
     /** Oldest first, the latest MAX_FEED_EVENTS. */
     feed: new Array<TelemetryEvent>(),
-    /** Deleted sessions, with the version at which they were. */
+    /** Deleted sessions, with the version from which on a row of them counts again. */
     deleted: new Map<string, number>(),
     /** Older spans are at the server under smaller ids; 0: there are none. */
     oldestSpanId: 0,
@@ -89,17 +87,16 @@ export function createRows() {
     cursors: new Map<string, number>(),
     /** Sessions that the server was asked for, because something of them is here. */
     asked: new Set<string>(),
-    /** Sessions that stay, with their spans: those that are open on the page. */
-    pinned: new Set<string>(),
-    /** More spans than this, and the oldest are let go. */
-    spanLimit: MAX_SPANS,
+    /** The open session and all below it: they stay, and the timeline shows them alone; empty: none is open. */
+    family: new Set<string>(),
   };
 }
 
 // ─── Sessions ────────────────────────────────────────────────────────────────
 
 export function takeSession(rows: Rows, row: Session, version: number): void {
-  if (isOutdated(rows, row.id, rows.sessions.get(row.id), version)) return;
+  const known = rows.sessions.get(row.id);
+  if (version < (known?.version ?? rows.deleted.get(row.id) ?? 0)) return;
   rows.sessions.set(row.id, {
     row,
     version,
@@ -107,23 +104,13 @@ export function takeSession(rows: Rows, row: Session, version: number): void {
     lastEventAt: Date.parse(row.last_event_at),
   });
   rows.sessionsRevision++;
-  if (rows.sessions.size > MAX_SESSIONS + rows.pinned.size) forgetSessions(rows);
-}
-
-function isOutdated(
-  rows: Rows,
-  sessionId: string,
-  known: { version: number } | undefined,
-  version: number,
-): boolean {
-  if (known !== undefined) return version < known.version;
-  return version <= (rows.deleted.get(sessionId) ?? -1);
+  if (rows.sessions.size > MAX_SESSIONS + rows.family.size) forgetSessions(rows);
 }
 
 /** The server has deleted it: its spans and its events go too. */
 export function deleteSession(rows: Rows, id: string, version: number): void {
   rows.deleted.delete(id); // to the end of the order
-  rows.deleted.set(id, Math.max(version, rows.sessions.get(id)?.version ?? 0));
+  rows.deleted.set(id, Math.max(version, rows.sessions.get(id)?.version ?? 0) + 1);
   const [oldest] = rows.deleted.keys();
   if (rows.deleted.size > MAX_DELETED && oldest !== undefined) rows.deleted.delete(oldest);
   dropSession(rows, id);
@@ -135,7 +122,7 @@ function forgetSessions(rows: Rows): void {
   const worth = ({ row }: SessionEntry) =>
     row.waiting_since !== null ? 2 : row.status === "active" ? 1 : 0;
   [...rows.sessions.values()]
-    .filter(({ row }) => !rows.pinned.has(row.id))
+    .filter(({ row }) => !rows.family.has(row.id))
     .sort((a, b) => worth(a) - worth(b) || a.lastEventAt - b.lastEventAt)
     .slice(0, MAX_SESSIONS / 10)
     .forEach(({ row }) => dropSession(rows, row.id));
@@ -161,7 +148,7 @@ export function spansOf(rows: Rows, sessionId: string): Readonly<SpanGroup> {
 
 export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
   const known = rows.spans.get(row.id);
-  if (isOutdated(rows, row.session_id, known, version)) return;
+  if (version < (known?.version ?? rows.deleted.get(row.session_id) ?? 0)) return;
   const start = Date.parse(row.started_at);
   const end = row.ended_at === null ? null : Date.parse(row.ended_at);
   const entry = known ?? { row, version, start, end };
@@ -172,7 +159,9 @@ export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
   rows.spans.set(row.id, entry);
   if (row.call_id !== null && row.kind !== "wait")
     rows.calls.set(callKey(row.session_id, row.kind, row.call_id), entry);
-  if (rows.spans.size > rows.spanLimit) evictSpans(rows);
+  // In steps, also where much is open and little can go: finding the oldest costs the length of all.
+  const isStep = known === undefined && rows.spans.size % EVICT_SPANS === 0;
+  if (isStep && rows.spans.size >= MAX_SPANS) evictSpans(rows);
 }
 
 /**
@@ -230,27 +219,22 @@ function forgetSpan(rows: Rows, { row }: SpanEntry): void {
 
 /** Lets go of the oldest spans; open ones stay, and those of the open page up to twice the limit. */
 function evictSpans(rows: Rows): void {
-  const isPinned = ({ row }: SpanEntry) =>
-    rows.pinned.has(row.session_id) && rows.spans.size < 2 * MAX_SPANS;
+  const isOpen = ({ row }: SpanEntry) =>
+    rows.family.has(row.session_id) && rows.spans.size < 2 * MAX_SPANS;
   const gone = [...rows.spans.values()]
-    .filter((entry) => entry.end !== null && !isPinned(entry))
+    .filter((entry) => entry.end !== null && !isOpen(entry))
     .sort((a, b) => (a.end ?? 0) - (b.end ?? 0))
     .slice(0, rows.spans.size - MAX_SPANS + EVICT_SPANS);
-  const affected = new Set(gone.map(({ row }) => row.session_id));
   for (const entry of gone) {
     forgetSpan(rows, entry);
+    rows.cursors.delete(entry.row.session_id);
     rows.coveredFrom = Math.max(rows.coveredFrom, entry.end ?? 0);
     // What is gone can be asked for again, with all that is older.
     rows.oldestSpanId = Math.max(rows.oldestSpanId, entry.row.id + 1);
   }
-  for (const id of affected) {
-    rows.cursors.delete(id);
-    const group = groupOf(rows, id);
+  for (const group of rows.groups.values())
     for (const kind of ["tool", "agent", "model", "wait", "mark"] as const)
-      group[kind] = group[kind].filter((entry) => rows.spans.get(entry.row.id) === entry);
-  }
-  // Where much is pinned, there may be little to find: not with every row again.
-  rows.spanLimit = Math.max(MAX_SPANS, rows.spans.size + EVICT_SPANS);
+      group[kind] = group[kind].filter(({ row }) => rows.spans.has(row.id));
 }
 
 // ─── Events ──────────────────────────────────────────────────────────────────
@@ -327,31 +311,16 @@ export interface Frame {
   id: number;
 }
 
-/** Takes what came over the stream. What is no row and no event changes nothing. */
+/** Takes what came over the stream, which is as the server's types say. */
 export function takeFrame(rows: Rows, { type, data, id }: Frame): void {
-  const value = parseJson(data);
-  if (!isRecord(value)) return;
+  const value = JSON.parse(data);
   // The server has sent us `head` before, so its rows include it.
   const version = Math.max(id, rows.head);
-  if (type === "session") {
-    if (isSession(value)) takeSession(rows, value, version);
-  } else if (type === "span") {
-    if (isSpan(value)) takeSpan(rows, value, version);
-  } else if (type === "session_deleted") {
-    if (typeof value.session_id === "string") deleteSession(rows, value.session_id, version);
-  } else {
-    const event = readEvent(value);
-    if (event !== null) takeEvent(rows, event);
-  }
-}
-
-/** Told apart by what the page can't do without: the rest is as the server's types say. */
-function isSession(value: object): value is Session {
-  return "id" in value && "info" in value && "last_event_at" in value;
-}
-
-function isSpan(value: object): value is Span {
-  return "id" in value && "kind" in value && "started_at" in value;
+  if (type === "session") return takeSession(rows, value, version);
+  if (type === "span") return takeSpan(rows, value, version);
+  if (type === "session_deleted") return deleteSession(rows, value.session_id, version);
+  const event = readEvent(value);
+  if (event !== null) takeEvent(rows, event);
 }
 
 // ─── Read from a row ─────────────────────────────────────────────────────────

@@ -25,8 +25,10 @@ export interface Tree {
   order: TreeNode[];
   /** In the order of the list: latest activity first. */
   roots: TreeNode[];
+  /** By their session's id. */
+  nodes: Map<string, TreeNode>;
   /** By the id of their parent, known or not. */
-  childIds: Map<string, string[]>;
+  byParent: Map<string | null, TreeNode[]>;
 }
 
 const trees = new WeakMap<Rows, { revision: number; tree: Tree }>();
@@ -42,24 +44,13 @@ export function treeOf(rows: Rows): Tree {
 
 function buildTree(rows: Rows): Tree {
   const nodes = new Map<string, TreeNode>();
-  const childIds = new Map<string, string[]>();
-  for (const entry of rows.sessions.values())
-    nodes.set(entry.row.id, {
-      entry,
-      parent: null,
-      children: [],
-      depth: 0,
-      latest: entry.lastEventAt,
-      goesOn: isLive(entry),
-    });
-  for (const node of nodes.values()) {
-    const { id, parent_session_id } = node.entry.row;
-    if (parent_session_id === null) continue;
-    node.parent = nodes.get(parent_session_id) ?? null;
-    const siblings = childIds.get(parent_session_id);
-    if (siblings === undefined) childIds.set(parent_session_id, [id]);
-    else siblings.push(id);
+  for (const [id, entry] of rows.sessions) {
+    const { lastEventAt: latest } = entry;
+    const goesOn = isLive(entry);
+    nodes.set(id, { entry, parent: null, children: [], depth: 0, latest, goesOn });
   }
+  const parentOf = ({ entry }: TreeNode) => entry.row.parent_session_id;
+  for (const node of nodes.values()) node.parent = nodes.get(parentOf(node) ?? "") ?? null;
   cutCircles([...nodes.values()]);
   const tops: TreeNode[] = [];
   for (const node of nodes.values()) (node.parent?.children ?? tops).push(node);
@@ -70,7 +61,7 @@ function buildTree(rows: Rows): Tree {
       parent.goesOn ||= goesOn;
     }
   const roots = tops.toSorted((a, b) => b.latest - a.latest || byId(a, b));
-  return { order, roots, childIds };
+  return { order, roots, nodes, byParent: Map.groupBy(order, parentOf) };
 }
 
 function cutCircles(nodes: readonly TreeNode[]): void {
@@ -108,11 +99,11 @@ function preorder(tops: TreeNode[]): TreeNode[] {
 
 /** A session and all below it, also where they are in a circle. */
 export function familyOf(rows: Rows, id: string): Set<string> {
-  const { childIds } = treeOf(rows);
+  const { byParent } = treeOf(rows);
   const family = new Set([id]);
   for (const member of family)
     // a set's loop takes in what is added meanwhile
-    for (const child of childIds.get(member) ?? []) family.add(child);
+    for (const { entry } of byParent.get(member) ?? []) family.add(entry.row.id);
   return family;
 }
 
@@ -178,12 +169,10 @@ function findSessions(order: readonly TreeNode[], needle: string): Set<TreeNode>
   if (needle === "") return null;
   const found = new Set<TreeNode>();
   for (const node of order.toReversed()) {
-    if (searchText(node.entry).includes(needle)) found.add(node);
+    const { row } = node.entry;
+    const text = `${labelOf(node.entry)}\n${row.info.directory ?? ""}\n${row.id}`;
+    if (text.toLowerCase().includes(needle)) found.add(node);
     if (node.parent !== null && found.has(node)) found.add(node.parent);
   }
   return found;
-}
-
-function searchText(entry: SessionEntry): string {
-  return `${labelOf(entry)}\n${entry.row.info.directory ?? ""}\n${entry.row.id}`.toLowerCase();
 }

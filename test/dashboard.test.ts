@@ -1057,6 +1057,32 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await page.text(".session-meta")).toBe("2 tools");
   });
 
+  test("what comes between two of the answers that it loads is there, once", async () => {
+    await using fresh = await startTestServer();
+    await post(fresh, call("a"));
+    // The list of sessions has seen the second call, the history hasn't.
+    const before = `{
+      const ask = fetch;
+      let told;
+      const isTold = new Promise((resolve) => (told = resolve));
+      window.fetch = async (path, ...more) => {
+        if (path === "/api/sessions?limit=1000") {
+          await isTold;
+          const headers = { "Content-Type": "application/json" };
+          const body = ${JSON.stringify(JSON.stringify(call("b")))};
+          await ask("/api/events", { method: "POST", headers, body });
+        }
+        const answer = await ask(path, ...more);
+        if (path === "/api/events?limit=1000") told();
+        return answer;
+      };
+    }`;
+    using page = await openPage(fresh, { before });
+    await waitFor(async () => (await page.text(".session-meta")) === "2 tools", "both calls");
+    await waitFor(async () => (await page.texts(".line-name")).join() === "b,a", "their lines");
+    await waitFor(async () => (await bars(page)).length === 2, "their bars");
+  });
+
   test("behind 1,000 newer sessions: who waits is listed, and any is found by its address", async () => {
     await using fresh = await startTestServer();
     const hourAgo = Date.now() - 50 * MINUTE_MS;
@@ -1165,7 +1191,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   });
 
   const WEEK = isSoak ? 50_000 : 20_000;
-  test(`a week of ${WEEK} events in 200 sessions opens in under a second`, async () => {
+  const MAX_PAINT_MS = 150;
+  test(`a week of ${WEEK} events in 200 sessions: painted in 150 ms, open in under a second`, async () => {
     await using fresh = await startTestServer();
     const now = Date.now();
     const week = 7 * 24 * 60 * MINUTE_MS;
@@ -1184,17 +1211,22 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await postAll(fresh, events);
     using page = await openPage(fresh, { path: "/health" });
     // The best of three visits at most: other programs may take the processor in one.
-    let opened = Infinity;
-    for (let visit = 1; visit <= 3 && opened >= SECOND_MS; visit++) {
+    let [painted, opened] = [Infinity, Infinity];
+    const isSlow = () => painted >= MAX_PAINT_MS || opened >= SECOND_MS;
+    for (let visit = 1; visit <= 3 && isSlow(); visit++) {
       const startedAt = performance.now();
       await page.goto(`/?visit=${visit}`);
       await waitFor(
         async () => (await page.count(".session-row")) >= 60 && (await page.count(".line")) > 0,
         "the list and the feed",
       );
-      opened = performance.now() - startedAt;
+      opened = Math.min(opened, performance.now() - startedAt);
+      const paint = `performance.getEntriesByName("first-contentful-paint")[0].startTime`;
+      painted = Math.min(painted, await page.run<number>(paint));
     }
-    console.log(`  ${WEEK} events in 200 sessions: open in ${Math.round(opened)} ms`);
+    const times = `painted in ${Math.round(painted)} ms, open in ${Math.round(opened)} ms`;
+    console.log(`  ${WEEK} events in 200 sessions: ${times}`);
+    expect(painted).toBeLessThan(SLACK * MAX_PAINT_MS);
     expect(opened).toBeLessThan(SLACK * SECOND_MS);
   });
 

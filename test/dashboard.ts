@@ -37,9 +37,20 @@ interface PageOptions {
  */
 const emptyTabs: Promise<Bun.WebView | null>[] = [];
 
+async function isOpen(view: Bun.WebView): Promise<boolean> {
+  try {
+    return await view.evaluate<boolean>("true");
+  } catch {
+    return false;
+  }
+}
+
 async function openTab(width: number, height: number): Promise<Bun.WebView> {
-  const emptied = await emptyTabs.shift();
-  if (emptied) return emptied;
+  while (emptyTabs.length > 0) {
+    const emptied = await emptyTabs.shift();
+    // Those of an earlier test file are closed by then.
+    if (emptied && (await isOpen(emptied))) return emptied;
+  }
   const view = openBrowser({ width, height });
   await view.navigate("about:blank");
   return view;

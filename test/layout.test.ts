@@ -4,6 +4,7 @@ import { describe, expect, test } from "bun:test";
 import { type Rows, type SpanEntry, createRows, takeSession, takeSpan } from "../dashboard/rows.ts";
 import {
   NOW_MARGIN,
+  type Lane,
   type View,
   barAt,
   barsOf,
@@ -13,13 +14,12 @@ import {
   ticksOf,
   toMs,
   toX,
-  topsOf,
   walk,
   windowOf,
   zoomed,
 } from "../dashboard/timeline/layout.ts";
 import { createWindow } from "../dashboard/timeline/window.ts";
-import { describe as inWords, lengthInWords } from "../dashboard/timeline/words.ts";
+import { describe as inWords, stateOf } from "../dashboard/timeline/words.ts";
 import type { Session, Span } from "../server.ts";
 import { openCodeHooks } from "./fixtures.ts";
 import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
@@ -63,14 +63,15 @@ function add(rows: Rows, from: number, to: number | null, more: Partial<Span> = 
   return entry;
 }
 
-const lanes = (rows: Rows, from = 0, to = 1_000, scope: ReadonlySet<string> | null = null) =>
-  lanesOf(rows, scope, NOW + from, NOW + to, VIEW.now);
+const lanes = (rows: Rows, from = 0, to = 1_000) =>
+  lanesOf(rows, { ...VIEW, end: NOW + to, length: to - from });
 
 /** The bars of the only lane. */
 function barsIn(rows: Rows, view: Partial<View> = {}) {
-  const [lane, ...others] = lanes(rows);
+  const shown = { ...VIEW, ...view };
+  const [lane, ...others] = lanesOf(rows, shown);
   if (lane === undefined || others.length > 0) throw new Error("expected one lane");
-  return barsOf(lane, 0, { ...VIEW, ...view });
+  return barsOf(lane, shown);
 }
 
 describe("lanes", () => {
@@ -80,7 +81,9 @@ describe("lanes", () => {
     if (first === undefined || second === undefined) throw new Error("two agents were captured");
     for (const { type, start, end } of [first, second])
       add(rows, start - NOW, end - NOW, { kind: "agent", name: type });
-    const found = lanesOf(rows, null, first.start - 1_000, second.end + 1_000, second.end);
+    const end = second.end + 1_000;
+    const view = { ...VIEW, end, length: end - first.start + 1_000, now: second.end };
+    const found = lanesOf(rows, view);
     const agents = found.filter((lane) => lane.kind === "agent");
     expect(agents.map((lane) => lane.label).toSorted()).toEqual(["explore", "general"]);
     const [a, b] = agents.flatMap((lane) => lane.spans.agent);
@@ -107,8 +110,9 @@ describe("lanes", () => {
     const run = add(rows, 0, 90, { ...agent, text: "Find it" });
     add(rows, 0, 90, { name: "task", call_id: "c" });
     add(rows, 40, 50, { session_id: "kid", name: "read" });
-    const picture = (scope: string[] | null) =>
-      lanes(rows, 0, 100, scope && new Set(scope)).map(({ key, label, badge, depth, spans }) => [
+    const picture = (family: string[] = []) => {
+      rows.family = new Set(family);
+      return lanes(rows, 0, 100).map(({ key, label, badge, depth, spans }) => [
         key,
         label,
         badge,
@@ -116,8 +120,9 @@ describe("lanes", () => {
         spans.tool.length,
         spans.agent,
       ]);
+    };
     const child = ["kid", "Find it", "a", 1, 1, [run]];
-    expect(picture(null)).toEqual([["s1", "s1", null, 0, 0, []], child]);
+    expect(picture()).toEqual([["s1", "s1", null, 0, 0, []], child]);
     expect(picture(["kid"])).toEqual([child]);
     // Without a task it has its session's title.
     takeSpan(rows, spanRow(run.row.id, { ...agent, started_at: iso(NOW) }), 2);
@@ -159,12 +164,10 @@ describe("lanes", () => {
         const times = Array.from({ length: 9 }, () => {
           const from = performance.now();
           const found = lanes(rows);
-          const tops = topsOf(found, VIEW);
-          for (const [index, lane] of found.slice(0, 20).entries())
-            barsOf(lane, tops[index] ?? 0, VIEW);
+          for (const lane of found.slice(0, 20)) barsOf(lane, VIEW);
           return performance.now() - from;
         });
-        return times.toSorted((a, b) => a - b)[4] ?? Infinity;
+        return Math.min(...times); // the others have waited for other programs, too
       };
       draw(500); // warms up
       // 1 ms here; 250 ms with a walk up the parents of each.
@@ -184,7 +187,7 @@ describe("bars", () => {
       [300, 600],
     ]);
     expect(barsIn(rows, { now: NOW + 950 }).at(-1)?.width).toBe(650);
-    expect(barsIn(rows, { scrollTop: 10 })).toHaveLength(2);
+    expect(barsIn(rows, { scrollTop: 10 }).map(({ y }) => y)).toEqual([-5, -5]);
   });
 
   test("a model's bar ends with its latest call, not with its step, which goes on until that is over", () => {
@@ -216,7 +219,7 @@ describe("bars", () => {
     add(rows, 350, 351);
     const [lane] = lanes(rows);
     if (lane === undefined) throw new Error("a lane");
-    expect([lane.rowCount, topsOf([lane], VIEW)[1]]).toEqual([5, 5 * 14 - 1 + 10]);
+    expect([lane.rowHeight, lane.height]).toEqual([13, 5 * 14 - 1 + 10]);
     const rowOf = ({ y, height }: { y: number; height: number }) => (y - 5) / (height + 1);
     expect(barsIn(rows).map(rowOf)).toEqual([0, 0, 1, 2, 3, 4, 4, 4, 0, 1]);
     // A wide window has room for higher ones.
@@ -295,7 +298,8 @@ describe("bars", () => {
     const inner = add(rows, 100, 200, { session_id: "kid" });
     const [, lane] = lanes(rows);
     if (lane === undefined) throw new Error("the agent's lane");
-    const bars = barsOf(lane, 100, VIEW);
+    const place = (found: Lane) => barsOf({ ...found, rowsTop: 105 }, VIEW);
+    const bars = place(lane);
     const at = (x: number, y: number) => barAt(bars, x, y)?.span ?? null;
     expect([at(150, 110), at(202, 110)]).toEqual([inner, inner]);
     expect([at(50, 110), at(502, 110)]).toEqual([agent, agent]);
@@ -303,14 +307,14 @@ describe("bars", () => {
     // A finger is wider, and has the nearest.
     const next = add(rows, 215, 216, { session_id: "kid" });
     const all = lanes(rows)[1];
-    const under = (x: number) => barAt(all ? barsOf(all, 100, VIEW) : [], x, 110, true)?.span;
+    const under = (x: number) => barAt(all ? place(all) : [], x, 110, true)?.span;
     expect([under(206), under(210), under(510)]).toEqual([inner, next, agent]);
   });
 
   test("a session's ground reaches to now while it goes on, else to its last event", () => {
     const ground = (status: Session["status"], more: Partial<Session> = {}) => {
       const [lane] = lanes(rowsWith({ id: "s1", status, last_event_at: iso(NOW + 400), ...more }));
-      return lane && groundOf(lane, 0, VIEW)?.width;
+      return lane && groundOf(lane, VIEW)?.width;
     };
     expect([ground("active"), ground("stale"), ground("completed")]).toEqual([900, 400, 400]);
     // Its sender was lost then, and its calls end there.
@@ -340,11 +344,13 @@ describe("the window", () => {
 
   test("it fits what goes on: all work up to the latest pause, in a window of a round length", () => {
     const rows = rowsWith({ id: "a" }, { id: "b" });
-    const fit = (seconds: number, scope: string[] | null = null) =>
-      fitted(rows, scope && new Set(scope), NOW + seconds * SECOND_MS);
+    const fit = (seconds: number, family: string[] = []) => {
+      rows.family = new Set(family);
+      return fitted(rows, NOW + seconds * SECOND_MS);
+    };
     const work = (session_id: string, from: number, to: number | null, more: Partial<Span> = {}) =>
       add(rows, from * SECOND_MS, to && to * SECOND_MS, { session_id, ...more });
-    expect(fitted(createRows(), null, NOW)).toBeNull();
+    expect(fitted(createRows(), NOW)).toBeNull();
     work("a", 0, 40);
     work("a", 300, 308);
     work("b", 310, 315);
@@ -394,11 +400,12 @@ describe("the window", () => {
 
   test("without calls it is around the latest event; of a lost session until it was lost", () => {
     const rows = rowsWith({ id: "a", status: "completed", last_event_at: iso(NOW + 10_000) });
-    expect(fitted(rows, null, NOW + HOUR_MS)?.window).toEqual({ end: NOW + 11_000, length: 2_000 });
+    expect(fitted(rows, NOW + HOUR_MS)?.window).toEqual({ end: NOW + 11_000, length: 2_000 });
     const lost = { status: "stale", is_lost: true, stale_at: iso(NOW + 30_000) } as const;
     const others = rowsWith({ id: "a", ...lost });
     add(others, 0, 30_000, { session_id: "a" });
-    const fit = fitted(others, new Set(["a"]), NOW + HOUR_MS);
+    others.family = new Set(["a"]);
+    const fit = fitted(others, NOW + HOUR_MS);
     expect(fit).toEqual({ follows: false, window: { end: NOW + 31_000, length: 32_000 } });
   });
 
@@ -424,7 +431,7 @@ describe("walking", () => {
     const found = lanes(rows);
     expect(found.map((lane) => lane.key)).toEqual(["s1", "s2", "s0"]);
     const from = (span: SpanEntry | undefined, key: "Left" | "Right" | "Up" | "Down") =>
-      walk(found, span?.row.id ?? null, `Arrow${key}`)?.span;
+      walk(found, span?.row.id ?? null, `Arrow${key}`);
     expect(from(undefined, "Left")).toBe(b);
     expect([from(b, "Left"), from(a, "Right"), from(b, "Right")]).toEqual([a, b, undefined]);
     // The lane between has nothing to stop at.
@@ -438,7 +445,7 @@ test("beside a lane: that its session was lost, since when it waits, how long it
     const rows = rowsWith({ id: "s1", ...more });
     if (agent) add(rows, 0, null, { kind: "agent", name: "a" });
     const lane = lanes(rows).at(-1);
-    return lane && lengthInWords(lane, NOW + 5_000);
+    return lane && stateOf(lane, NOW + 5_000).beside;
   };
   expect(beside({})).toBe("");
   expect(beside({ waiting_since: iso(NOW) })).toBe("5 s");
@@ -478,7 +485,9 @@ describe("a bar in words", () => {
     ["a moment", 5, 5, { duration_ms: null }, "bash · length not known"],
   ])("%s", (_, from, to, more, expected) => {
     const rows = rowsWith({ id: "s1", info: { title: "Fix it" } });
-    const words = inWords(rows, add(rows, from, to, more), VIEW.now);
+    const words = inWords(rows, add(rows, from, to, more), VIEW.now)
+      .slice(0, 2)
+      .join(" · ");
     expect(words).toStartWith(`${expected} · `);
     expect(words).toEndWith(" · Fix it");
   });

@@ -3,7 +3,7 @@
  * shape too (see the legend).
  */
 
-import { contextOf, shown } from "../dom.ts";
+import { shown } from "../dom.ts";
 import { argsSummary, oneLine, toolFamily } from "../events.ts";
 import {
   MINUTE_MS,
@@ -22,7 +22,6 @@ import {
   barsOf,
   clamp,
   groundOf,
-  laneHeight,
   ticksOf,
   toMs,
   toX,
@@ -33,6 +32,9 @@ export const AXIS_PX = 26;
 const MIN_TEXT_PX = 11;
 /** A call's arguments in less than this say nothing. */
 const MIN_ARGS_PX = 32;
+/** Between two lines of a hatch. */
+const HATCH_PX = 6;
+const FAILED_HATCH = "rgba(0, 0, 0, 0.25)";
 
 type Color = (name: `--${string}`) => string;
 
@@ -40,8 +42,6 @@ type Color = (name: `--${string}`) => string;
 export interface Scene {
   view: View;
   lanes: readonly Lane[];
-  /** Where each lane begins, unscrolled. */
-  tops: readonly number[];
   /** Calls before this time are at the server, but not here; 0: all are here. */
   coveredFrom: number;
   selectedId: number | null;
@@ -55,85 +55,68 @@ interface Brush {
   context: CanvasRenderingContext2D;
   view: View;
   color: Color;
-  /** Over what failed, and of a wait. */
-  failedHatch: CanvasPattern | null;
-  waitHatch: CanvasPattern | null;
 }
 
-export function createPainter(
+/** Draws, and says what it has drawn where. */
+export function drawTimeline(
   context: CanvasRenderingContext2D,
   axis: CanvasRenderingContext2D,
   color: Color,
-) {
-  let failedHatch: CanvasPattern | null;
-  let waitHatch: CanvasPattern | null;
-  const readColors = () => {
-    failedHatch = hatch(context, "rgba(0, 0, 0, 0.25)", null);
-    waitHatch = hatch(context, color("--wait"), color("--wait-soft"));
-  };
-  readColors();
-  return {
-    /** The colours are others. */
-    readColors,
-    /** Draws, and says what it has drawn where. */
-    draw(scene: Scene): Bar[] {
-      const { view } = scene;
-      const brush: Brush = { context, view, color, failedHatch, waitHatch };
-      const offset = new Date(view.end).getTimezoneOffset() * MINUTE_MS;
-      const ticks = ticksOf(view, offset);
-      context.clearRect(0, 0, view.width, view.height);
-      context.fillStyle = color("--grid");
-      for (const tick of ticks) context.fillRect(Math.round(toX(view, tick.at)), 0, 1, view.height);
-      drawUncovered(brush, scene.coveredFrom);
-      const drawn: Bar[] = [];
-      for (const [index, lane] of scene.lanes.entries()) {
-        const top = (scene.tops[index] ?? 0) - view.scrollTop;
-        if (top + laneHeight(lane, view) < 0 || top > view.height) continue;
-        drawGround(brush, lane, top);
-        const bars = barsOf(lane, top, view);
-        for (const bar of bars) drawBar(brush, bar);
-        drawn.push(...bars);
-      }
-      drawLines(brush, scene);
-      for (const bar of drawn) drawSelection(brush, bar, scene);
-      drawAxis({ ...brush, context: axis }, scene, ticks);
-      return drawn;
-    },
-  };
+  scene: Scene,
+): Bar[] {
+  const { view } = scene;
+  const brush: Brush = { context, view, color };
+  const offset = new Date(view.end).getTimezoneOffset() * MINUTE_MS;
+  const ticks = ticksOf(view, offset);
+  context.clearRect(0, 0, view.width, view.height);
+  for (const tick of ticks) drawLine(brush, toX(view, tick.at), "--grid");
+  drawUncovered(brush, scene.coveredFrom);
+  const drawn: Bar[] = [];
+  for (const lane of scene.lanes) {
+    const top = lane.top - view.scrollTop;
+    if (top + lane.height < 0 || top > view.height) continue;
+    drawGround(brush, lane);
+    const bars = barsOf(lane, view);
+    for (const bar of bars) drawBar(brush, bar);
+    drawn.push(...bars);
+  }
+  drawLine(brush, toX(view, view.now), "--accent");
+  if (scene.pointerX !== null) drawLine(brush, scene.pointerX, "--ink-2", 0.5);
+  for (const bar of drawn) drawSelection(brush, bar, scene);
+  drawAxis({ ...brush, context: axis }, scene, ticks);
+  return drawn;
 }
 
 /** Where older calls are at the server, but not here. */
 function drawUncovered({ context, color, view }: Brush, coveredFrom: number): void {
-  const x = Math.min(view.width, toX(view, coveredFrom));
-  if (coveredFrom === 0 || x <= 0) return;
-  context.save();
+  if (coveredFrom === 0) return;
   context.globalAlpha = 0.5;
   context.fillStyle = color("--lane");
-  context.fillRect(0, 0, x, view.height);
-  context.restore();
+  context.fillRect(0, 0, clamp(toX(view, coveredFrom), 0, view.width), view.height);
+  context.globalAlpha = 1;
 }
 
-function drawGround(brush: Brush, lane: Lane, top: number): void {
+function drawGround(brush: Brush, lane: Lane): void {
   const { context, color, view } = brush;
-  if (lane.depth === 0 && top > 0) {
+  if (lane.depth === 0 && lane.top > 0) {
     context.fillStyle = color("--grid");
-    context.fillRect(0, Math.round(top), view.width, 1);
+    context.fillRect(0, Math.round(lane.top - view.scrollTop), view.width, 1);
   }
-  const ground = groundOf(lane, top, view);
+  const ground = groundOf(lane, view);
   if (ground !== null) fillBar(brush, ground, color("--lane"), 4);
 }
 
 // ─── Bars ────────────────────────────────────────────────────────────────────
 
 function drawBar(brush: Brush, bar: Bar): void {
-  const { color, waitHatch } = brush;
+  const { color } = brush;
   const { x, y, width, height, span } = bar;
   switch (span.row.kind) {
     case "agent":
       drawAgent(brush, bar);
       break;
     case "wait":
-      if (waitHatch !== null) fillBar(brush, bar, waitHatch, 3);
+      fillWait(brush, bar);
       strokeBar(brush, bar, color("--wait"));
       break;
     case "model":
@@ -150,17 +133,15 @@ function drawBar(brush: Brush, bar: Bar): void {
 }
 
 function drawAgent(brush: Brush, bar: Bar): void {
-  const { context, failedHatch } = brush;
+  const { context } = brush;
   const { span, lane, x, y, width, height } = bar;
   const failed = isFailedSpan(span);
   const color = brush.color(failed ? "--failed" : "--agent");
   context.save();
   context.globalAlpha = 0.2;
   fillBar(brush, bar, color, 3);
-  if (failed && failedHatch !== null) {
-    context.globalAlpha = 0.35;
-    fillBar(brush, bar, failedHatch, 3);
-  }
+  context.globalAlpha = 0.35;
+  if (failed) hatchBar(brush, bar, FAILED_HATCH);
   context.restore();
   context.fillStyle = color;
   context.fillRect(x, y, Math.min(3, width), height);
@@ -172,7 +153,7 @@ function drawAgent(brush: Brush, bar: Bar): void {
 }
 
 function drawTool(brush: Brush, bar: Bar): void {
-  const { context, color, failedHatch, waitHatch } = brush;
+  const { context, color } = brush;
   const { span, x, y, width, height, waitedPx = 0, freePx = 0 } = bar;
   const failed = isFailedSpan(span);
   if (isMoment(span)) {
@@ -189,9 +170,8 @@ function drawTool(brush: Brush, bar: Bar): void {
   context.globalAlpha = outcome === "cancelled" || outcome === "denied" ? 0.5 : 1;
   fillBar(brush, bar, color(failed ? "--failed" : `--${toolFamily(name)}`), 2);
   context.globalAlpha = 1;
-  if (failed && failedHatch !== null && width > 5) fillBar(brush, bar, failedHatch, 2);
-  if (waitedPx >= 1 && waitHatch !== null)
-    fillBar(brush, { ...bar, width: waitedPx }, waitHatch, 2);
+  if (failed && width > 5) hatchBar(brush, bar, FAILED_HATCH);
+  if (waitedPx >= 1) fillWait(brush, { ...bar, width: waitedPx });
   // A name that is cut says less than none; of what it was called with a part says something.
   const room = width - freePx - 8 - context.measureText(shown(name)).width;
   if (height < MIN_TEXT_PX || room < 0) return;
@@ -243,7 +223,7 @@ function sides({ x, width }: Box, { view }: Brush): [number, number] {
   return [Math.max(-8, x), Math.min(view.width + 8, x + width)];
 }
 
-function fillBar(brush: Brush, box: Box, fill: string | CanvasPattern, radius: number): void {
+function fillBar(brush: Brush, box: Box, fill: string, radius: number): void {
   const { context } = brush;
   const [left, right] = sides(box, brush);
   if (right <= left) return;
@@ -252,6 +232,32 @@ function fillBar(brush: Brush, box: Box, fill: string | CanvasPattern, radius: n
   context.beginPath();
   context.roundRect(left, box.y, right - left, box.height, radius);
   context.fill();
+}
+
+/** Diagonal lines. */
+function hatchBar(brush: Brush, box: Box, color: string): void {
+  const { context } = brush;
+  const { y, height } = box;
+  const [left, right] = sides(box, brush);
+  if (right <= left) return;
+  context.save();
+  context.beginPath();
+  context.roundRect(left, y, right - left, height, 2);
+  context.clip();
+  context.beginPath();
+  for (let x = left - height; x < right; x += HATCH_PX) {
+    context.moveTo(x, y + height);
+    context.lineTo(x + height, y);
+  }
+  context.strokeStyle = color;
+  context.lineWidth = 1.25;
+  context.stroke();
+  context.restore();
+}
+
+function fillWait(brush: Brush, box: Box): void {
+  fillBar(brush, box, brush.color("--wait-soft"), 3);
+  hatchBar(brush, box, brush.color("--wait"));
 }
 
 /** What is open has no line at its right. */
@@ -294,19 +300,13 @@ function fitText(context: CanvasRenderingContext2D, text: string, room: number):
 
 // ─── Over the bars, and the axis ─────────────────────────────────────────────
 
-/** Now, and the time under the pointer. */
-function drawLines({ context, color, view }: Brush, { pointerX }: Scene): void {
-  const x = toX(view, view.now);
-  if (x >= 0 && x <= view.width) {
-    context.fillStyle = color("--accent");
-    context.fillRect(Math.round(x), 0, 1, view.height);
-  }
-  if (pointerX === null) return;
-  context.save();
-  context.globalAlpha = 0.5;
-  context.fillStyle = color("--ink-2");
-  context.fillRect(Math.round(pointerX), 0, 1, view.height);
-  context.restore();
+/** At a time, over the whole height. */
+function drawLine(brush: Brush, x: number, color: `--${string}`, alpha = 1): void {
+  const { context, view } = brush;
+  context.globalAlpha = alpha;
+  context.fillStyle = brush.color(color);
+  context.fillRect(Math.round(x), 0, 1, view.height);
+  context.globalAlpha = 1;
 }
 
 function drawSelection(brush: Brush, bar: Bar, { selectedId, hoveredId }: Scene): void {
@@ -358,30 +358,4 @@ function drawPill(brush: Brush, x: number, text: string, fill: `--${string}`): v
   context.fill();
   context.fillStyle = color("--surface");
   context.fillText(text, left + 5, AXIS_PX / 2 + 1);
-}
-
-/** Diagonal lines, as a pattern that repeats every 6 pixels. */
-function hatch(
-  context: CanvasRenderingContext2D,
-  color: string,
-  background: string | null,
-): CanvasPattern | null {
-  const size = 6;
-  const tile = document.createElement("canvas");
-  tile.width = size;
-  tile.height = size;
-  const ctx = contextOf(tile);
-  if (background !== null) {
-    ctx.fillStyle = background;
-    ctx.fillRect(0, 0, size, size);
-  }
-  ctx.strokeStyle = color;
-  ctx.lineWidth = 1.25;
-  ctx.beginPath();
-  for (const x of [-size, 0, size]) {
-    ctx.moveTo(x - 1, size + 1);
-    ctx.lineTo(x + size + 1, -1);
-  }
-  ctx.stroke();
-  return context.createPattern(tile, "repeat");
 }

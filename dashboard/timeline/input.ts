@@ -1,6 +1,6 @@
 /** What the person does in the timeline: pointer, wheel and keys, as calls of what they mean. */
 
-import { type Bar, type WalkKey, clamp } from "./layout.ts";
+import { type Bar, type WalkKey, type Window, clamp } from "./layout.ts";
 import type { createWindow } from "./window.ts";
 
 const ZOOM_STEP = 1.5;
@@ -9,11 +9,7 @@ const CLICK_PX = 4;
 
 /** What pointer, wheel and keys do, beside moving the window. */
 export interface TimelineActions extends ReturnType<typeof createWindow> {
-  /** In pixels. */
-  width: () => number;
   barAt: (point: Point) => Bar | null;
-  /** The time at a pixel. */
-  msAt: (x: number) => number;
   walk: (key: WalkKey) => void;
   select: (bar: Bar | null) => void;
   /** Where the pointer is; null: it isn't on the canvas, or moves it. */
@@ -35,7 +31,7 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
   /** It moves the window: no click comes of it. */
   let isDragging = false;
   /** Where fingers or mouse stood, and the window, when their number was last another. */
-  let grip: { at: Point; spread: number; length: number; end: number } | null = null;
+  let grip: (Window & { at: Point; spread: number }) | null = null;
   let lastY = 0;
 
   const pointOf = (event: MouseEvent): Point => {
@@ -43,6 +39,8 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
     const isTouch = event instanceof PointerEvent && event.pointerType !== "mouse";
     return { x: event.clientX - box.left, y: event.clientY - box.top, isTouch };
   };
+  const timeAt = (x: number, { end, length }: Window) =>
+    end - length * (1 - x / canvas.clientWidth);
   /** The middle of all that touches, and how far apart it is. */
   const hold = () => {
     const [first, second = first] = pointers.values();
@@ -82,8 +80,7 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
     // Straight down it scrolls, and goes on following now.
     if (grip.spread > 0 || Math.abs(dx) >= CLICK_PX || !actions.follows()) {
       const length = grip.length * (grip.spread > 0 ? grip.spread / Math.max(1, held.spread) : 1);
-      const anchor = grip.end - grip.length * (1 - grip.at.x / actions.width());
-      const from = anchor - (held.at.x / actions.width()) * length;
+      const from = timeAt(grip.at.x, grip) - (held.at.x / canvas.clientWidth) * length;
       actions.show(from, from + length);
     }
     if (!point.isTouch) actions.scrollBy(lastY - point.y);
@@ -112,9 +109,9 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
       event.preventDefault();
       if (isSideways) {
         const px = event.shiftKey ? event.deltaY || event.deltaX : event.deltaX;
-        actions.pan(px / actions.width());
+        actions.pan(px / canvas.clientWidth);
       } else {
-        const anchor = actions.follows() ? undefined : actions.msAt(pointOf(event).x);
+        const anchor = actions.follows() ? undefined : timeAt(pointOf(event).x, actions.now());
         actions.zoom(Math.exp(clamp(event.deltaY, -100, 100) / 300), anchor);
       }
     },

@@ -95,16 +95,11 @@ export function zoomed(
  * The window around what goes on, or went on last: all work up to the latest pause. Waiting for the
  * person is a pause. Of a session's page it is the whole session, where its latest work is seen in it.
  *
- * @param scope the sessions of the page; null: all
  * @returns null: there are no sessions
  */
-export function fitted(
-  rows: Rows,
-  scope: ReadonlySet<string> | null,
-  now: number,
-): { window: Window; follows: boolean } | null {
-  const all = [...rows.sessions.values()];
-  const sessions = scope === null ? all : all.filter(({ row }) => scope.has(row.id));
+export function fitted(rows: Rows, now: number): { window: Window; follows: boolean } | null {
+  const isOverview = rows.family.size === 0;
+  const sessions = [...rows.sessions.values()].filter(({ row }) => isShown(rows, row.id));
   if (sessions.length === 0) return null;
   const work = sessions.flatMap((session) => workOf(rows, session, now));
   work.sort((a, b) => b.end - a.end);
@@ -115,7 +110,7 @@ export function fitted(
     from = Math.min(from, start);
   }
   const follows = sessions.some(isLive) && now - last <= Math.max(PAUSE_MS, 3 * (last - from));
-  if (scope !== null) {
+  if (!isOverview) {
     const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), from);
     const end = Math.max(...sessions.map((entry) => endOf(entry, now)));
     if (to - from >= (end - first) * MIN_SHARE) [from, to] = [first, end];
@@ -125,10 +120,13 @@ export function fitted(
     return { window: windowOf(from - pad, to + pad, now), follows };
   }
   const needed = (now - from) / (1 - 2 * NOW_MARGIN);
-  const wanted = scope === null ? Math.min(needed, MAX_FITTED_MS) : needed;
+  const wanted = isOverview ? Math.min(needed, MAX_FITTED_MS) : needed;
   const length = FITTED_MS.find((candidate) => candidate >= wanted) ?? MAX_LENGTH_MS;
   return { window: { length, end: now + length * NOW_MARGIN }, follows };
 }
+
+/** Of a session's page only what belongs to it. */
+const isShown = ({ family }: Rows, id: string) => family.size === 0 || family.has(id);
 
 /** When something was done: while it waits for the person, nothing is. */
 function workOf(rows: Rows, { row }: SessionEntry, now: number): { start: number; end: number }[] {
@@ -174,7 +172,7 @@ export function ticksOf(
 // ─── Lanes ───────────────────────────────────────────────────────────────────
 
 /** A row of the timeline: a session, or a subagent of it, with what is drawn there. */
-export interface Lane {
+interface LaneHead {
   key: string;
   session: SessionEntry;
   kind: "session" | "agent";
@@ -184,55 +182,66 @@ export interface Lane {
   badge: string | null;
   /** Its agents are those that work here: several where they follow each other. */
   spans: Readonly<SpanGroup>;
-  /** Its calls in the window, each with its row. */
+}
+
+/** With its calls in the window, each with its row; and where it stands, in pixels below the top of the first. */
+export interface Lane extends LaneHead {
   calls: { span: SpanEntry; slot: number }[];
-  rowCount: number;
+  top: number;
+  height: number;
+  /** Of the rows of its calls together, and of each. */
+  rowsTop: number;
+  rowsHeight: number;
+  rowHeight: number;
 }
 
 /**
- * The lanes with something between `from` and `to` (milliseconds). What goes on stands above what
- * has ended, what started later above what started earlier: new events don't disturb that order.
- *
- * @param scope only these sessions; null: all
+ * The lanes with something in the window. What goes on stands above what has ended, what started
+ * later above what started earlier: new events don't disturb that order.
  */
-export function lanesOf(
-  rows: Rows,
-  scope: ReadonlySet<string> | null,
-  from: number,
-  to: number,
-  now: number,
-): Lane[] {
-  const { order } = treeOf(rows);
+export function lanesOf(rows: Rows, view: View): Lane[] {
+  const { now, end, length } = view;
+  const { order, nodes } = treeOf(rows);
+  const isInWindow = (from: number, to: number) => from <= end && to >= end - length;
   const shown = new Set<TreeNode>();
   const agentsOf = new Map<TreeNode, SpanEntry[]>();
   const slotsOf = new Map<TreeNode, SpanEntry[][]>();
-  for (let index = order.length - 1; index >= 0; index--) {
-    const node = order[index];
-    if (node === undefined) continue;
-    const isInScope = scope === null || scope.has(node.entry.row.id);
+  for (const node of order.toReversed()) {
+    const { row, startedAt } = node.entry;
     const slots: SpanEntry[][] = [];
-    const { agent } = spansOf(rows, node.entry.row.id);
-    const below = agent.length === 0 ? [] : node.children;
-    const childById = new Map(below.map((child) => [child.entry.row.id, child]));
-    for (const span of agent) {
-      const child = childById.get(span.row.child_session_id ?? "");
-      if (child !== undefined) agentsOf.set(child, [...(agentsOf.get(child) ?? []), span]);
-      else if (isInScope && span.start <= to && shownEnd(span, now) >= from)
-        packSpan(slots, span, now);
+    for (const span of spansOf(rows, row.id).agent) {
+      const child = nodes.get(span.row.child_session_id ?? "");
+      if (child?.parent === node) agentsOf.set(child, [...(agentsOf.get(child) ?? []), span]);
+      else if (isInWindow(span.start, shownEnd(span, now))) packSpan(slots, span, now);
     }
-    if (!isInScope) continue;
+    if (!isShown(rows, row.id)) continue;
     slotsOf.set(node, slots);
-    const { startedAt } = node.entry;
-    if (slots.length > 0 || (startedAt <= to && endOf(node.entry, now) >= from)) shown.add(node);
+    if (slots.length > 0 || isInWindow(startedAt, endOf(node.entry, now))) shown.add(node);
     if (shown.has(node) && node.parent !== null) shown.add(node.parent);
   }
-  const lanes: UnpackedLane[] = [];
+  const heads: LaneHead[] = [];
   for (const node of order) {
     const slots = slotsOf.get(node);
     if (slots === undefined || !shown.has(node)) continue;
-    lanes.push(sessionLane(rows, node, agentsOf.get(node) ?? []), ...agentLanes(node, slots));
+    heads.push(sessionLane(rows, node, agentsOf.get(node) ?? []), ...agentLanes(node, slots));
   }
-  return lanes.map((lane) => Object.assign(lane, packCalls(lane.spans.tool, from, to, now)));
+  let top = 0;
+  return heads.map((head) => {
+    const lane = placeLane(head, top, view);
+    top += lane.height;
+    return lane;
+  });
+}
+
+function placeLane(head: LaneHead, top: number, view: View): Lane {
+  const { calls, rowCount } = packCalls(head.spans.tool, view);
+  const wider = view.width < WIDE_PX ? 0 : WIDE_ROW_PX;
+  const rowHeight = ROW_PX[rowCount > 1 ? "shared" : head.kind] + wider;
+  const rowsHeight = rowCount * (rowHeight + SLOT_GAP_PX) - SLOT_GAP_PX;
+  const label = view.isNarrow ? LABEL_PX : 0;
+  const height = rowsHeight + 2 * LANE_PAD_PX + label;
+  const rowsTop = top + LANE_PAD_PX + label;
+  return Object.assign(head, { calls, top, height, rowsTop, rowsHeight, rowHeight });
 }
 
 /** Where the lane of a session ends. */
@@ -252,22 +261,15 @@ function packSpan(slots: SpanEntry[][], span: SpanEntry, now: number): void {
   else slot.push(span);
 }
 
-type UnpackedLane = Omit<Lane, "calls" | "rowCount">;
-
 /** A call has the first row that is free when it begins. */
-function packCalls(
-  tools: readonly SpanEntry[],
-  from: number,
-  to: number,
-  now: number,
-): Pick<Lane, "calls" | "rowCount"> {
-  const hairline = (to - from) * HAIRLINE_SHARE;
+function packCalls(tools: readonly SpanEntry[], view: View) {
+  const hairline = view.length * HAIRLINE_SHARE;
   const takenTo: number[] = [];
   const calls: Lane["calls"] = [];
   for (const span of tools) {
-    const end = shownEnd(span, now);
-    if (end < from) continue;
-    if (span.start > to) break;
+    const end = shownEnd(span, view.now);
+    if (end < view.end - view.length) continue;
+    if (span.start > view.end) break;
     let slot = takenTo.findIndex((until) => until <= span.start);
     const mayOpen = takenTo.length < (end - span.start < hairline ? 1 : MAX_SLOTS);
     if (slot < 0) slot = takenTo.length - (mayOpen ? 0 : 1);
@@ -277,7 +279,7 @@ function packCalls(
   return { calls, rowCount: Math.max(1, takenTo.length) };
 }
 
-function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]): UnpackedLane {
+function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]): LaneHead {
   const spans = spansOf(rows, entry.row.id);
   const agentCalls = new Set(spans.agent.map(({ row }) => row.call_id));
   agentCalls.delete(null);
@@ -313,11 +315,11 @@ function answered({ model, tool }: Readonly<SpanGroup>): SpanEntry[] {
   });
 }
 
-function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): UnpackedLane[] {
-  const runs = ({ spans }: UnpackedLane) => Number(spans.agent.some(({ end }) => end === null));
-  const startOf = ({ spans }: UnpackedLane) => spans.agent.at(-1)?.start ?? 0;
+function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): LaneHead[] {
+  const runs = ({ spans }: LaneHead) => Number(spans.agent.some(({ end }) => end === null));
+  const startOf = ({ spans }: LaneHead) => spans.agent.at(-1)?.start ?? 0;
   return slots
-    .map((agent, slot): UnpackedLane => ({
+    .map((agent, slot): LaneHead => ({
       key: `${entry.row.id}\n${agent[0]?.row.name}\n${slot}`,
       session: entry,
       kind: "agent",
@@ -329,22 +331,6 @@ function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): UnpackedL
 }
 
 // ─── Bars ────────────────────────────────────────────────────────────────────
-
-const rowHeight = ({ kind, rowCount }: Lane, { width }: View) =>
-  ROW_PX[rowCount > 1 ? "shared" : kind] + (width < WIDE_PX ? 0 : WIDE_ROW_PX);
-
-const barsHeight = (lane: Lane, view: View) =>
-  lane.rowCount * (rowHeight(lane, view) + SLOT_GAP_PX) - SLOT_GAP_PX;
-
-export const laneHeight = (lane: Lane, view: View): number =>
-  2 * LANE_PAD_PX + barsHeight(lane, view) + (view.isNarrow ? LABEL_PX : 0);
-
-/** Where each lane begins, and at the end of the list where the last one ends. */
-export function topsOf(lanes: readonly Lane[], view: View): number[] {
-  const tops = [0];
-  for (const lane of lanes) tops.push((tops.at(-1) ?? 0) + laneHeight(lane, view));
-  return tops;
-}
 
 /** A span on the screen, in pixels of the canvas. */
 export interface Bar {
@@ -361,22 +347,20 @@ export interface Bar {
 }
 
 /** The ground of a session's lane, under its bars; null: the lane is an agent's within its parent's session. */
-export function groundOf(lane: Lane, top: number, view: View): Omit<Bar, "span"> | null {
-  const { session } = lane;
+export function groundOf(lane: Lane, view: View): Omit<Bar, "span"> | null {
+  const { session, rowsTop, rowsHeight } = lane;
   if (lane.key !== session.row.id) return null;
   const x = toX(view, session.startedAt);
   const width = toX(view, endOf(session, view.now)) - x;
-  return { lane, x, y: barsTop(top, view) - 2, width, height: barsHeight(lane, view) + 4 };
+  return { lane, x, y: rowsTop - view.scrollTop - 2, width, height: rowsHeight + 4 };
 }
 
-const barsTop = (top: number, { isNarrow }: View) => top + LANE_PAD_PX + (isNarrow ? LABEL_PX : 0);
-
-/** The bars of a lane in the order in which they are drawn. @param top of the lane, scrolled as the view is */
-export function barsOf(lane: Lane, top: number, view: View): Bar[] {
-  const y = barsTop(top, view);
-  const height = barsHeight(lane, view);
+/** The bars of a lane in the order in which they are drawn. */
+export function barsOf(lane: Lane, view: View): Bar[] {
+  const { rowsTop, rowsHeight: height, rowHeight } = lane;
+  const y = rowsTop - view.scrollTop;
   const wide = { lane, y: y - 2, height: height + 4 };
-  const thin = { lane, y: y + (rowHeight(lane, view) - MODEL_PX) / 2, height: MODEL_PX };
+  const thin = { lane, y: y + (rowHeight - MODEL_PX) / 2, height: MODEL_PX };
   const [bars, calls]: [Bar[], Bar[]] = [[], []];
   const waits = Map.groupBy(lane.spans.wait, ({ row }) => row.call_id);
   placeCalls(calls, waits, lane, y, view);
@@ -424,7 +408,7 @@ function placeCalls(
   y: number,
   view: View,
 ): void {
-  const height = rowHeight(lane, view);
+  const height = lane.rowHeight;
   const takenTo: number[] = [];
   for (const { span, slot } of lane.calls) {
     const x = toX(view, span.start);
@@ -467,49 +451,34 @@ export function barAt(bars: readonly Bar[], x: number, y: number, isTouch = fals
 export type WalkKey = "ArrowLeft" | "ArrowRight" | "ArrowUp" | "ArrowDown";
 
 /** All that is drawn in a lane, by start. */
-function spansIn(lane: Lane | undefined): SpanEntry[] {
-  return Object.values(lane?.spans ?? {})
+function spansIn(lane: Lane): SpanEntry[] {
+  return Object.values(lane.spans)
     .flat()
     .sort((a, b) => a.start - b.start || a.row.id - b.row.id);
 }
 
-/** Where a span is drawn; -1: nowhere. */
-export function laneIndexOf(lanes: readonly Lane[], id: number | null): number {
-  return lanes.findIndex((lane) => spansIn(lane).some(({ row }) => row.id === id));
+/** Where a span is drawn; undefined: nowhere. */
+export function laneOf(lanes: readonly Lane[], id: number): Lane | undefined {
+  return lanes.find((lane) => spansIn(lane).some(({ row }) => row.id === id));
 }
 
-/** The span that an arrow key leads to: left and right in the lane, up and down to the nearest in time. Null: none. */
+/** The span that an arrow key leads to: left and right in the lane, up and down to the nearest in time. */
 export function walk(
   lanes: readonly Lane[],
   selectedId: number | null,
   key: WalkKey,
-): { span: SpanEntry; laneIndex: number } | null {
+): SpanEntry | undefined {
   const isSelected = ({ row }: SpanEntry) => row.id === selectedId;
-  const at = laneIndexOf(lanes, selectedId);
-  if (at < 0) {
-    const laneIndex = lanes.findIndex((lane) => spansIn(lane).length > 0);
-    const span = spansIn(lanes[laneIndex]).at(-1);
-    return span === undefined ? null : { span, laneIndex };
-  }
-  const spans = spansIn(lanes[at]);
+  const stops = lanes.map(spansIn).filter((spans) => spans.length > 0);
+  const at = stops.findIndex((spans) => spans.some(isSelected));
+  const spans = stops[at];
+  if (spans === undefined) return stops[0]?.at(-1);
   const position = spans.findIndex(isSelected);
-  if (key === "ArrowLeft" || key === "ArrowRight") {
-    const span = spans[position + (key === "ArrowLeft" ? -1 : 1)];
-    return span === undefined ? null : { span, laneIndex: at };
-  }
-  const step = key === "ArrowUp" ? -1 : 1;
+  if (key === "ArrowLeft") return spans[position - 1];
+  if (key === "ArrowRight") return spans[position + 1];
   const from = spans[position]?.start ?? 0;
-  for (let laneIndex = at + step; lanes[laneIndex] !== undefined; laneIndex += step) {
-    const [first, ...others] = spansIn(lanes[laneIndex]);
-    if (first === undefined) continue;
-    const isNearer = (a: SpanEntry, b: SpanEntry) =>
-      Math.abs(a.start - from) < Math.abs(b.start - from);
-    return {
-      span: others.reduce((best, span) => (isNearer(span, best) ? span : best), first),
-      laneIndex,
-    };
-  }
-  return null;
+  const distance = ({ start }: SpanEntry) => Math.abs(start - from);
+  return stops[key === "ArrowUp" ? at - 1 : at + 1]?.sort((a, b) => distance(a) - distance(b))[0];
 }
 
 export function clamp(value: number, min: number, max: number): number {

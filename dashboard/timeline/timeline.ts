@@ -7,20 +7,9 @@
 import { byId, contextOf, createColors, fitCanvas, setAttribute } from "../dom.ts";
 import { MINUTE_MS, SECOND_MS, formatMoment } from "../format.ts";
 import { type Rows, type SpanEntry, isLive, shownEnd } from "../rows.ts";
-import { AXIS_PX, createPainter } from "./draw.ts";
+import { AXIS_PX, drawTimeline } from "./draw.ts";
 import { type Point, type TimelineActions, listenToKeys, listenToPointer } from "./input.ts";
-import {
-  type Bar,
-  type Lane,
-  type View,
-  barAt,
-  clamp,
-  laneIndexOf,
-  lanesOf,
-  toMs,
-  topsOf,
-  walk,
-} from "./layout.ts";
+import { type Bar, type Lane, type View, barAt, clamp, laneOf, lanesOf, walk } from "./layout.ts";
 import { createWindow } from "./window.ts";
 import { createWords } from "./words.ts";
 
@@ -56,17 +45,12 @@ export function createTimeline(options: TimelineOptions) {
   const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
   const context = contextOf(canvas);
   const axisContext = contextOf(axis);
-  const color = createColors(() => {
-    painter.readColors();
-    requestDraw();
-  });
-  const painter = createPainter(context, axisContext, color);
+  const color = createColors(requestDraw);
   const words = createWords();
   const window = createWindow(rows, now, requestDraw);
   const writeButtons = listenToButtons(window);
 
   let lanes: Lane[] = [];
-  let tops: number[] = [];
   let drawn: Bar[] = [];
   /** Where a pointer is. */
   let pointer: Point | null = null;
@@ -77,9 +61,9 @@ export function createTimeline(options: TimelineOptions) {
   let isTold = false;
   /** A finger did the latest. */
   let isTouch = false;
+  /** To be brought into sight, once it is here. */
+  let soughtId: number | null = null;
   let lanesHeight = 0;
-  /** To be selected once it is here. */
-  let wantedId: number | null = null;
   /** As of the last event: reading it from the elements would ask for a layout. */
   const screen = { width: 0, height: 0, scrollTop: 0, isNarrow: false };
   const viewAt = (at: number): View => {
@@ -95,6 +79,7 @@ export function createTimeline(options: TimelineOptions) {
   /** Selects it, on the page and in the address. */
   function select(span: SpanEntry | null): void {
     cursorId = null;
+    soughtId = null;
     selectedId = span?.row.id ?? null;
     tell(span);
     spanSelected(selectedId);
@@ -107,34 +92,34 @@ export function createTimeline(options: TimelineOptions) {
   }
 
   /** Brings a span into the window and its lane into sight. */
-  function bring(span: SpanEntry, laneIndex: number): void {
+  function bring(span: SpanEntry): void {
     pointer = null;
     isTouch = false;
     tell(span);
     const { end, length } = window.now();
     const [from, to] = [span.start, shownEnd(span, now())];
     const isInside = from >= end - length && to <= end;
-    if (to < end - length || from > end || (to - from < length && !isInside)) {
+    const isToMove = to < end - length || from > end || (to - from < length && !isInside);
+    if (isToMove) {
       const middle = (from + to) / 2;
       window.show(middle - length / 2, middle + length / 2);
     }
-    const top = tops[laneIndex] ?? 0;
-    const bottom = tops[laneIndex + 1] ?? top;
-    if (top < scroller.scrollTop) scroller.scrollTop = top;
-    else if (bottom > scroller.scrollTop + screen.height)
-      scroller.scrollTop = bottom - screen.height;
+    const lane = laneOf(lanes, span.row.id);
+    // Its lane may be there only in the window that comes.
+    if (lane !== undefined || !isToMove) soughtId = null;
+    if (lane === undefined) return;
+    const { top, height } = lane;
+    scroller.scrollTop = clamp(scroller.scrollTop, top + height - screen.height, top);
   }
 
   const actions: TimelineActions = {
     ...window,
-    width: () => screen.width,
     barAt: ({ x, y, isTouch }) => barAt(drawn, x, y, isTouch),
-    msAt: (x) => toMs(viewAt(now()), x),
     walk(key) {
       const next = walk(lanes, cursorId ?? selectedId, key);
-      if (next === null) return;
-      cursorId = next.span.row.id;
-      bring(next.span, next.laneIndex);
+      if (next === undefined) return;
+      cursorId = next.row.id;
+      bring(next);
     },
     select(bar) {
       select(bar?.span ?? null);
@@ -175,7 +160,6 @@ export function createTimeline(options: TimelineOptions) {
     fitCanvas(axis, axisContext, width, AXIS_PX);
     requestDraw();
   }).observe(scroller);
-  document.fonts?.ready.then(requestDraw);
 
   function draw(): void {
     const { width, height } = screen;
@@ -184,10 +168,10 @@ export function createTimeline(options: TimelineOptions) {
     const { end, length } = window.at(at);
     const from = end - length;
     const { coveredFrom, spans } = rows();
-    lanes = lanesOf(rows(), window.scope(), from, end, at);
     const view = viewAt(at);
-    tops = topsOf(lanes, view);
-    const needed = tops.at(-1) ?? 0;
+    lanes = lanesOf(rows(), view);
+    const last = lanes.at(-1);
+    const needed = last === undefined ? 0 : last.top + last.height;
     const isSmall = window.fits() && needed < lanesHeight * SHRINK_SHARE;
     if (isSmall || needed > lanesHeight) lanesHeight = needed;
     const wanted = `${lanesHeight}px`;
@@ -197,7 +181,8 @@ export function createTimeline(options: TimelineOptions) {
     const hovered = pointer && actions.barAt(pointer);
     const hoveredId = hovered?.span.row.id ?? cursorId;
     const pointerX = pointer === null || pointer.isTouch ? null : pointer.x;
-    drawn = painter.draw({ view, lanes, tops, coveredFrom, selectedId, hoveredId, pointerX });
+    const scene = { view, lanes, coveredFrom, selectedId, hoveredId, pointerX };
+    drawn = drawTimeline(context, axisContext, color, scene);
     const selected = isTold ? drawn.find(({ span }) => span.row.id === view.keptId) : undefined;
     const told = pointer === null ? selected : hovered;
     readout.hidden = !told;
@@ -205,18 +190,13 @@ export function createTimeline(options: TimelineOptions) {
       placeReadout(told); // first: it reads the layout, which writing changes
       words.writeReadout(rows(), told.span, at);
     }
-    words.writeLabels(lanes, tops, view);
+    words.writeLabels(lanes, view);
     const missing = coveredFrom > from ? formatMoment(coveredFrom, at) : null;
     words.writeNote(lanes, writeButtons() ? null : length, missing);
     words.writeText(rows(), drawn, at);
     if (coveredFrom > from) wantsOlder();
-    const span = wantedId === null ? undefined : spans.get(wantedId);
-    if (span === undefined) return;
-    const laneIndex = laneIndexOf(lanes, span.row.id);
-    // Where its lane isn't shown this moves the window, and is done once more to scroll there.
-    if (laneIndex >= 0 || selectedId === wantedId) wantedId = null;
-    selectedId = span.row.id;
-    bring(span, laneIndex);
+    const sought = soughtId === null ? undefined : spans.get(soughtId);
+    if (sought !== undefined) bring(sought);
   }
 
   /** Beside the pointer, else beside the bar; style.css keeps it in the window from left to right. */
@@ -237,13 +217,12 @@ export function createTimeline(options: TimelineOptions) {
     fit: window.fit,
     /** All rows are others. */
     showLoaded: () => window.fits() && window.fit(),
-    setScope: window.setScope,
     /** Selects a bar as soon as it is here; null: none is. */
     wantSpan(id: number | null): void {
-      if (id === (wantedId ?? selectedId)) return;
-      wantedId = id;
+      if (id === selectedId) return;
       cursorId = null;
-      selectedId = null;
+      selectedId = id;
+      soughtId = id;
       tell(null);
     },
     /** In how many milliseconds the picture will be another though nothing has been received; null: never. */

@@ -16,8 +16,6 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
   /** Around what goes on, until the person moves it. */
   let fits = true;
   let fittedAt = -Infinity;
-  /** Only these sessions; null: all. */
-  let scope: ReadonlySet<string> | null = null;
 
   function set(next: Window): void {
     shown = next;
@@ -38,7 +36,7 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
   }
 
   function refit(at: number): void {
-    const next = fitted(rows(), scope, at);
+    const next = fitted(rows(), at);
     const isFirst = fittedAt === -Infinity;
     fittedAt = at;
     if (next === null) return;
@@ -63,10 +61,6 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
     toggleFollow(): void {
       follows = !follows;
       set(shown);
-    },
-    scope: () => scope,
-    setScope(sessions: ReadonlySet<string> | null): void {
-      scope = sessions;
     },
     pan(share: number): void {
       const to = shown.end + share * shown.length;

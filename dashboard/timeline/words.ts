@@ -18,30 +18,26 @@ import type { Bar, Lane, View } from "./layout.ts";
 const MAX_TEXT_ITEMS = 60;
 const TEXT_INTERVAL_MS = 500;
 
-/** One bar in words: what, how it went, how long, when, where. */
-export function describe(rows: Rows, span: SpanEntry, now: number): string {
-  return joined([headOf(span, now), factsOf(rows, span, now)]);
-}
-
-function headOf(span: SpanEntry, now: number): string {
-  const { row, start } = span;
+/** One bar in words: what, how it went and how long; when and where; why it failed; what it was about. */
+export function describe(rows: Rows, span: SpanEntry, now: number): string[] {
+  const { row, start, end } = span;
   const running = row.kind === "wait" ? "not answered yet" : "running";
-  return joined([
-    whatOf(span),
-    span.end === null ? running : outcomeWord(row.outcome, row.attributes?.exit_code),
-    isMoment(span) ? "length not known" : formatDuration(shownEnd(span, now) - start),
-  ]);
-}
-
-function factsOf(rows: Rows, span: SpanEntry, now: number): string {
-  const { row, start } = span;
   const session = rows.sessions.get(row.session_id);
-  const to = span.end === null ? "now" : formatMoment(shownEnd(span, now), now);
-  return joined([
-    row.waited_ms ? `${formatDuration(row.waited_ms)} of it waiting for you` : null,
-    isMoment(span) ? to : `${formatMoment(start, now)} to ${to}`,
-    session === undefined ? null : sessionName(session.row),
-  ]);
+  const to = end === null ? "now" : formatMoment(end, now);
+  return [
+    joined([
+      whatOf(span),
+      end === null ? running : outcomeWord(row.outcome, row.attributes?.exit_code),
+      isMoment(span) ? "length not known" : formatDuration(shownEnd(span, now) - start),
+    ]),
+    joined([
+      row.waited_ms ? `${formatDuration(row.waited_ms)} of it waiting for you` : null,
+      isMoment(span) ? to : `${formatMoment(start, now)} to ${to}`,
+      session === undefined ? null : sessionName(session.row),
+    ]),
+    row.error ?? "",
+    argsSummary(row.text) ?? "",
+  ];
 }
 
 function whatOf({ row: { kind, name } }: SpanEntry): string {
@@ -53,27 +49,21 @@ function whatOf({ row: { kind, name } }: SpanEntry): string {
 
 export function createWords() {
   const textList = byId("timeline-text", HTMLUListElement);
-  const readoutHead = byId("readout-head", HTMLDivElement);
-  const readoutFacts = byId("readout-facts", HTMLDivElement);
-  const readoutError = byId("readout-error", HTMLDivElement);
-  const readoutText = byId("readout-text", HTMLDivElement);
+  const readout = ["head", "facts", "error", "text"].map((name) =>
+    byId(`readout-${name}`, HTMLDivElement),
+  );
   const said = byId("timeline-said", HTMLParagraphElement);
   const note = byId("timeline-note", HTMLSpanElement);
   const showLabels = createList<Label>("lane-labels", "lane-label", createLabel);
   let textWrittenAt = 0;
 
   return {
-    /** The labels of the lanes that can be seen. @param tops where the lanes begin */
-    writeLabels(lanes: readonly Lane[], tops: readonly number[], view: View): void {
-      const { scrollTop, height, now } = view;
-      showLabels(
-        lanes
-          .map((lane, index) => ({
-            ...{ key: lane.key, lane, now },
-            ...{ top: tops[index] ?? 0, end: tops[index + 1] ?? 0 },
-          }))
-          .filter(({ top, end }) => end >= scrollTop && top <= scrollTop + height),
+    /** The labels of the lanes that can be seen. */
+    writeLabels(lanes: readonly Lane[], { scrollTop, height, now }: View): void {
+      const seen = lanes.filter(
+        (lane) => lane.top + lane.height >= scrollTop && lane.top <= scrollTop + height,
       );
+      showLabels(seen.map((lane) => ({ key: lane.key, lane, now })));
     },
 
     /** What the window holds. @param length of it, where no button says so */
@@ -89,16 +79,14 @@ export function createWords() {
     },
 
     writeReadout(rows: Rows, span: SpanEntry, now: number): void {
-      setText(readoutHead, headOf(span, now));
-      setText(readoutFacts, factsOf(rows, span, now));
-      setText(readoutError, span.row.error ?? "");
-      setText(readoutText, argsSummary(span.row.text) ?? "");
+      const words = describe(rows, span, now);
+      for (const [index, element] of readout.entries()) setText(element, words[index] ?? "");
     },
 
     /** For those who don't see it: what was selected. */
     say(rows: Rows, span: SpanEntry | null, now: number): void {
-      const words = span && [describe(rows, span, now), span.row.error, argsSummary(span.row.text)];
-      setText(said, joined(words ?? [], ". "));
+      const words = span === null ? [] : describe(rows, span, now);
+      setText(said, words.filter((word) => word !== "").join(". "));
     },
 
     /** The latest bars of the window, agents first. */
@@ -113,7 +101,7 @@ export function createWords() {
       while (textList.children.length > told.length) textList.lastElementChild?.remove();
       for (const [index, { span, x, y, width, height }] of told.entries()) {
         const item = textList.children[index] ?? textList.appendChild(document.createElement("li"));
-        setText(item, describe(rows, span, now));
+        setText(item, joined(describe(rows, span, now).slice(0, 2)));
         setAttribute(item, "data-kind", span.row.kind);
         setAttribute(item, "data-rect", [x, y, width, height].map(Math.round).join(" "));
       }
@@ -124,8 +112,6 @@ export function createWords() {
 interface Label {
   key: string;
   lane: Lane;
-  top: number;
-  end: number;
   now: number;
 }
 
@@ -135,11 +121,11 @@ function createLabel(root: HTMLElement) {
   const name = part(root, ".lane-name", HTMLElement);
   const type = part(root, ".lane-badge", HTMLElement);
   const sub = part(root, ".lane-sub", HTMLElement);
-  return ({ lane, top, end, now }: Label) => {
+  return ({ lane, now }: Label) => {
     const { session, label, badge, kind, depth, key } = lane;
-    const state = stateOf(lane);
-    root.style.transform = `translateY(${top}px)`;
-    root.style.height = `${end - top}px`;
+    const { state, beside } = stateOf(lane, now);
+    root.style.transform = `translateY(${lane.top}px)`;
+    root.style.height = `${lane.height}px`;
     root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
     setAttribute(root, "data-kind", kind);
     setAttribute(root, "data-status", state);
@@ -150,29 +136,20 @@ function createLabel(root: HTMLElement) {
     setAttribute(link, "title", title);
     setText(name, label);
     setText(type, badge ?? "");
-    setText(sub, lengthInWords(lane, now));
+    setText(sub, beside);
   };
 }
 
-/** Since when it waits for the person, in its own lane; null: it doesn't. */
-function waitingSince({ key, session: { row } }: Lane): string | null {
-  return key === row.id ? row.waiting_since : null;
-}
-
-function stateOf(lane: Lane): string {
-  const { session, spans, kind } = lane;
-  if (kind === "session" || waitingSince(lane) !== null) return statusOf(session);
-  if (spans.agent.some((span) => span.end === null)) return "running";
-  return spans.agent.slice(-1).some(isFailedSpan) ? "failed" : "completed";
-}
-
-/** That it was lost, how long it waits, else how long its agent runs or ran last. */
-export function lengthInWords(lane: Lane, now: number): string {
-  const since = waitingSince(lane);
-  if (since !== null) return formatAge(now - Date.parse(since));
-  if (lane.session.row.is_lost && lane.kind === "session") return "lost";
-  const { agent } = lane.spans;
-  const span = agent.find(({ end }) => end === null) ?? agent.at(-1);
-  if (span === undefined) return "";
-  return formatDuration(isMoment(span) ? null : shownEnd(span, now) - span.start);
+/** How a lane is; beside its name how long it waits, that it was lost, how long its agent runs or ran last. */
+export function stateOf({ session, spans, key }: Lane, now: number) {
+  const { id, waiting_since, is_lost } = session.row;
+  if (key === id && waiting_since !== null)
+    return { state: "waiting", beside: formatAge(now - Date.parse(waiting_since)) };
+  const agent = spans.agent.find(({ end }) => end === null) ?? spans.agent.at(-1);
+  if (agent === undefined) return { state: statusOf(session), beside: is_lost ? "lost" : "" };
+  const ended = isFailedSpan(agent) ? "failed" : "completed";
+  return {
+    state: agent.end === null ? "running" : ended,
+    beside: formatDuration(isMoment(agent) ? null : shownEnd(agent, now) - agent.start),
+  };
 }
