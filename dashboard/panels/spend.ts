@@ -72,7 +72,7 @@ export function createSpend(changed: () => void) {
       const now = sumOf(byDay.slice(-count)).cost;
       const before = sumOf(byDay.slice(-2 * count, -count)).cost;
       const change = formatChange(now, before);
-      const time = count === 1 ? "yesterday" : `the ${count} before`;
+      const time = count === 1 ? "all of yesterday" : `the ${count} before`;
       const sum = create("strong", formatCost(now));
       const against = create("small", change && `${change} against ${time}`);
       button.replaceChildren(button.firstChild ?? "", " ", sum, " ", against);
