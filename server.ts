@@ -2342,7 +2342,7 @@ const json = (body: unknown, headers = {}, status = 200) =>
 const spentOf = ({ nanodollars = 0, first_token_ms = 0, first_tokens, ...sums }: Sums) => ({
   cost: nanodollars / 1e9,
   tokens: Object.fromEntries(TOKEN_KINDS.map((part) => [part, sums[part] ?? 0])),
-  avg_first_token_ms: first_tokens ? first_token_ms / first_tokens : null,
+  avg_first_token_ms: first_tokens === 0 ? null : first_tokens && first_token_ms / first_tokens, // by day it isn't counted
 });
 
 /** The text of an object with `members`, then `lists`; an item that is text is JSON already. */

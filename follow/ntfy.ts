@@ -13,7 +13,7 @@
 
 import type { Session, Span } from "../server.ts";
 import { follow, type Frame, openCursor } from "./follow.ts";
-import { isRun, settings, tryLater } from "./settings.ts";
+import { isRun, send, settings, tryLater, variable } from "./settings.ts";
 
 const TICK_MS = 1_000; // how late a message may be
 const REQUEST_TIMEOUT_MS = 10_000;
@@ -62,8 +62,8 @@ function readTarget(notifyUrl: string) {
 }
 
 async function run(notifyUrl: string, afterMs: number): Promise<never> {
-  const { server, token, file, log } = settings("ntfy");
   const target = readTarget(notifyUrl);
+  const { server, token, file, log } = settings("ntfy", target.url);
   const cursor = openCursor(file, { id: null, memory: NO_MEMORY }); // at first only what is new
   const { memory } = cursor.place;
   const hrefOf = (id: string) => `${server}/#/session/${encodeURIComponent(id)}`;
@@ -209,7 +209,7 @@ async function run(notifyUrl: string, afterMs: number): Promise<never> {
   async function sendNext(): Promise<boolean> {
     const [message] = memory.outbox;
     if (message === undefined) return false;
-    const response = await fetch(target.url, {
+    const response = await send(target.url, {
       method: "POST",
       headers: { ...target.headers, "Content-Type": "application/json" },
       body: JSON.stringify({ topic: target.topic, ...message }),
@@ -244,5 +244,5 @@ async function run(notifyUrl: string, afterMs: number): Promise<never> {
   return never;
 }
 
-const { NOTIFY_URL = "", NOTIFY_AFTER = "" } = process.env;
-if (isRun(import.meta.main)) await run(NOTIFY_URL, 1_000 * Number(NOTIFY_AFTER || 20));
+if (isRun(import.meta.main))
+  await run(variable("NOTIFY_URL"), 1_000 * Number(variable("NOTIFY_AFTER")));

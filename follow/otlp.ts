@@ -20,7 +20,7 @@
 import { version } from "../package.json";
 import type { Session, Span } from "../server.ts";
 import { follow, type Frame, openCursor } from "./follow.ts";
-import { isRun, settings, tryLater } from "./settings.ts";
+import { isRun, send, settings, tryLater, variable } from "./settings.ts";
 
 const POST_TIMEOUT_MS = 10_000;
 const MAX_REMEMBERED = 20_000; // sessions; usually those that the server keeps
@@ -281,8 +281,8 @@ const readHeaders = (list: string) =>
   );
 
 /** Sends `spans`; resolves once the collector has them, or never wants them. Rejects where it is to be tried again. */
-async function send(spans: object[], log: (message: string) => void): Promise<void> {
-  const { OTEL_EXPORTER_OTLP_ENDPOINT = "", OTEL_EXPORTER_OTLP_HEADERS = "" } = process.env;
+async function sendSpans(endpoint: string, spans: object[], log: (message: string) => void) {
+  const { OTEL_EXPORTER_OTLP_HEADERS = "" } = process.env;
   const resource = {
     attributes: attributesOf({ "service.name": "pai-observability", "service.version": version }),
   };
@@ -290,7 +290,7 @@ async function send(spans: object[], log: (message: string) => void): Promise<vo
   const request = {
     resourceSpans: [{ resource, scopeSpans: [{ scope, spans, schemaUrl: SCHEMA_URL }] }],
   };
-  const response = await fetch(`${OTEL_EXPORTER_OTLP_ENDPOINT.replace(/\/+$/, "")}/v1/traces`, {
+  const response = await send(`${endpoint}/v1/traces`, {
     method: "POST",
     headers: { ...readHeaders(OTEL_EXPORTER_OTLP_HEADERS), "Content-Type": "application/json" },
     body: JSON.stringify(request),
@@ -305,7 +305,8 @@ async function send(spans: object[], log: (message: string) => void): Promise<vo
 }
 
 if (isRun(import.meta.main)) {
-  const { server, token, file, log } = settings("otlp");
+  const endpoint = variable("OTEL_EXPORTER_OTLP_ENDPOINT").replace(/\/+$/, "");
+  const { server, token, file, log } = settings("otlp", endpoint);
   await follow({
     ...{ server, token, log },
     cursor: openCursor(file, { id: 0, memory: NO_MEMORY }), // at first all that is stored
@@ -314,7 +315,7 @@ if (isRun(import.meta.main)) {
       for (const { type, data } of frames)
         if (type === "reset") log(`some spans are missing: ${data.reason}`);
       const spans = takeFrames(frames, place.id ?? 0, memory);
-      if (spans.length > 0) await send(spans, log);
+      if (spans.length > 0) await sendSpans(endpoint, spans, log);
       place.memory = memory;
     },
   });

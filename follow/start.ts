@@ -4,15 +4,12 @@ const RESTART_PAUSE_MS = 5_000; // after a crash, which is a line in the log and
 const LAST_ANSWER_MS = 200;
 
 /** What they read of the environment: its value where it isn't set, what it must look like, and that in words. */
-export const FOLLOWER_VARIABLES: Record<
-  string,
-  [absent: string, format: RegExp, expected: string]
-> = {
+export const FOLLOWER_VARIABLES = {
   OTEL_EXPORTER_OTLP_ENDPOINT: ["", /^https?:\/\/[^\s/]+\S*$/, "a URL"],
   OTEL_EXPORTER_OTLP_HEADERS: ["", /=/, "name=value, …"],
   NOTIFY_URL: ["", /^https?:\/\/[^\s/]+\/\S*[^\s/]\/*$/, "a URL of ntfy, with a topic"],
   NOTIFY_AFTER: ["20", /^\d{1,6}$/, "a whole number of seconds"],
-};
+} satisfies Record<string, [absent: string, format: RegExp, expected: string]>;
 const FOLLOWERS = { OTEL_EXPORTER_OTLP_ENDPOINT: "otlp", NOTIFY_URL: "ntfy" };
 
 interface FollowerOptions {

@@ -120,8 +120,9 @@ export async function runCommand(word: string, rest: string[], load: typeof load
   const [operand = ""] = operands;
   const isComplete =
     (word !== "service" || /^(install|remove)$/.test(operand)) &&
-    operands.length === (word === "backup" || word === "service" ? 1 : 0);
-  if (/^(--help|-h|help)$/.test(word)) return (say(USAGE), 0);
+    operands.length === (word === "backup" || word === "service" ? 1 : 0) &&
+    !operand.startsWith("-");
+  if ([word, ...rest].some((it) => /^(--help|-h|help)$/.test(it))) return (say(USAGE), 0);
   if (command === undefined || !isComplete) {
     console.error(`${[word, ...rest].join(" ")}: not understood\n${USAGE}`);
     return 2;
@@ -255,9 +256,12 @@ async function doctor({ config, isDryRun }: Command): Promise<number> {
     `${PLUGIN_VERSION} is here: run connect`,
   );
   const copies = [old, ...ofProject].filter((it) => readPlugin(it).version !== null);
-  if (copies.length > 0) check(false, copies.join(" and "), "two copies disturb each other");
+  if (copies.length > 0)
+    check(false, copies.join(" and "), "remove it: two copies disturb each other");
   if (problem) check(false, problem, "mend it, or remove it");
 
+  if (server !== address)
+    say(`-- the plugin posts to ${server}; this PORT and HOST say ${address}, as connect would`);
   const call = plugin.createClient({ server, token });
   const health = await call("/health");
   const { version: running, timestamp } = readHealth(health?.text);
@@ -266,7 +270,7 @@ async function doctor({ config, isDryRun }: Command): Promise<number> {
     `server ${server}`,
     health
       ? `answered ${health.status}: is that another program's port?`
-      : `${NO_ANSWER}: ${server === address ? "start it" : `started as things are set here it is ${address}`}`,
+      : `${NO_ANSWER}: start it there${server === address ? "" : `, or run connect; OBSERVABILITY_SERVER and ${NAME}.json count more than that`}`,
   );
   if (running !== undefined) {
     check(running === version, `version ${running} runs`, `${version} is here: restart the server`);
@@ -278,6 +282,13 @@ async function doctor({ config, isDryRun }: Command): Promise<number> {
       test?.status === 400 && test.text.includes('"type: '),
       "test event: taken, read, and refused for its type, as it should be",
       test ? `${test.status} ${test.text.slice(0, 200)}${REMEDIES[test.status] ?? ""}` : NO_ANSWER,
+    );
+    const senders = await call("/api/senders");
+    const isHeard = senders?.text.includes('"name":"opencode"') === true;
+    say(
+      isHeard
+        ? "ok OpenCode has reported"
+        : "-- OpenCode hasn't reported since the server was started: restart it, and ask it for something",
     );
   }
   checkData(resolve(config.dataDir), check);

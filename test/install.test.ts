@@ -86,6 +86,8 @@ test.each([
   ["--help", 0, "connect"],
   ["frobnicate", 2, "frobnicate: not understood"],
   ["backup", 2, "backup: not understood"],
+  ["backup --help", 0, "backup FILE"],
+  ["backup --all", 2, "backup --all: not understood"],
   ["service start", 2, "service start: not understood"],
   ["doctor --force", 2, "doctor --force: not understood"],
 ])("bun server.ts %s → exit code %i, and which words there are", async (words, code, said) => {
@@ -163,15 +165,21 @@ describe("doctor", () => {
     const { run } = makeHome();
     const env = { PORT: String(server.port), DATA_DIR: server.dataDir, HOST: "127.0.0.1" };
     await run("connect", { ...env, AUTH_TOKEN: TOKEN });
+    expect((await run("doctor", env)).said).toContain("-- OpenCode hasn't reported");
+    const alive = { sender: "one", name: "opencode", version: PLUGIN_VERSION };
+    const json = { Authorization: `Bearer ${TOKEN}`, "Content-Type": "application/json" };
+    const heard = { method: "POST", headers: json, body: JSON.stringify(alive) };
+    await fetch(`${server.url}/api/senders`, heard);
     const { exitCode, said } = await run("doctor", env);
     expect(said).not.toContain("!!");
+    expect(said).toContain("ok OpenCode has reported");
     for (const what of ["Bun", "plugin", "server", "version", "clocks", "test event", "database"])
       expect(said).toContain(`ok ${what} `.replace("test event ", "test event:"));
     expect(exitCode).toBe(0);
     const headers = { Authorization: `Bearer ${TOKEN}` };
     const ask = async (path: string) => (await fetch(server.url + path, { headers })).json();
     expect(await ask("/api/events")).toEqual({ events: [] });
-    expect(await ask("/api/senders")).toEqual({ senders: [] });
+    expect(await ask("/api/senders")).toMatchObject({ senders: [alive] });
   });
 
   test("a wrong token, a plugin that isn't there, a second one, a file that others may read, a wrong clock", async () => {
@@ -203,7 +211,11 @@ describe("doctor", () => {
     expect(said).toMatch(/^!! server .*another program/m);
     expect(said).toMatch(/^!! database /m);
     const nobody = await run("doctor", { PORT: "1", DATA_DIR: home });
-    expect(nobody.said).toMatch(/^!! server http:\/\/localhost:1: no answer.*: start it$/m);
+    expect(nobody.said).toMatch(/^!! server http:\/\/localhost:1: no answer.*: start it there$/m);
+    const elsewhere = { ...env, PORT: "1", OBSERVABILITY_SERVER: `http://localhost:${other.port}` };
+    expect((await run("doctor", elsewhere)).said).toContain(
+      "this PORT and HOST say http://localhost:1",
+    );
   });
 });
 

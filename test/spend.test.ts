@@ -294,7 +294,6 @@ describe("what models took", () => {
           cache_read: 0,
           cache_write: 0,
         },
-        avg_first_token_ms: null,
       },
     ]);
   });
