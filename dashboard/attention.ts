@@ -13,7 +13,7 @@
  */
 
 import { asText, oneLine } from "./events.ts";
-import { HOUR_MS, MINUTE_MS, formatDuration, joined } from "./format.ts";
+import { HOUR_MS, MINUTE_MS, formatDuration, joined, wordOf } from "./format.ts";
 import { type Rows, type SessionEntry, doingOf, spansOf } from "./rows.ts";
 import { type TreeNode, treeOf } from "./tree.ts";
 
@@ -64,7 +64,11 @@ function needOf(rows: Rows, node: TreeNode, usual: Usual, now: number) {
   const isRecent = now - endedAt < RECENT_MS;
   if (waiting_since !== null)
     return told("waiting", Date.parse(waiting_since), does() || "Waits for you");
-  if (open?.kind === "retry") return told("retrying", Date.parse(open.started_at), does());
+  if (open?.kind === "retry") {
+    const { time = null, text = null } = doing() ?? {};
+    const words = joined([time && wordOf(time), text], ": "); // the end of a long one isn't seen
+    return told("retrying", Date.parse(open.started_at), words);
+  }
   if (is_lost && isRecent) return told("lost", endedAt, does());
   if (status === "active") {
     if (children.some(({ goesOn }) => goesOn)) return null; // it waits for them

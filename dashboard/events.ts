@@ -111,6 +111,9 @@ export function wordsOf(told: Pick<TelemetryEvent, "type" | "fields">): Words {
   const kind = CALL_KINDS[type];
   const tool = asText(fields.tool);
   const named = kind === "tool" ? tool : kind === "agent" ? asText(fields.subagent_type) : null;
+  const about = aboutOf(told);
+  // There may be many agents of a type: a person knows them by what they are to do.
+  const [name, text] = kind === "agent" && about !== null ? [about, named] : [named, about];
   const failed = looksFailed(told);
   const ended = asText(fields.outcome) ?? (failed ? "failed" : null);
   const outcome = kind === undefined ? null : ended;
@@ -120,8 +123,8 @@ export function wordsOf(told: Pick<TelemetryEvent, "type" | "fields">): Words {
   return {
     kind: kind === undefined ? marked : calls[kind],
     outcome,
-    name: named ?? EVENT_LABELS[type],
-    text: oneLine(joined([outcomeWord(outcome, fields.exit_code), aboutOf(told)], ": ")),
+    name: oneLine(name ?? EVENT_LABELS[type]),
+    text: oneLine(joined([outcomeWord(outcome, fields.exit_code), text], ": ")),
     reason: errorText(fields.error),
   };
 }
@@ -171,15 +174,16 @@ export function argsSummary(args: unknown): string | null {
   return (isRecord(parsed) ? todosSummary(parsed.todos) : null) ?? telling(json) ?? json;
 }
 
-/** `{"filePath":"a.ts","oldString":"…` → `a.ts` */
+/** `{"filePath":"a.ts","oldString":"…` → `a.ts`; of todos all: `Read it, Mend it` */
 function telling(cutJson: string): string | null {
   if (!cutJson.startsWith("{")) return null;
-  for (const name of SUMMARY_ARGS) {
-    const value = new RegExp(`"${name}":"((?:[^"\\\\]|\\\\.)+)`).exec(cutJson)?.[1];
-    const parsed = value === undefined ? null : parseRecord(`{"value":"${value}"}`);
-    if (typeof parsed?.value === "string") return parsed.value;
-  }
-  return null;
+  const valuesOf = (name: string) =>
+    [...cutJson.matchAll(new RegExp(`"${name}":"((?:[^"\\\\]|\\\\.)+)`, "g"))]
+      .map(([, value]) => asText(parseRecord(`{"value":"${value}"}`)?.value))
+      .filter((value) => value !== null);
+  if (cutJson.startsWith('{"todos":')) return valuesOf("content").join(", ") || null;
+  const named = SUMMARY_ARGS.map((name) => valuesOf(name)[0]);
+  return named.find((value) => value !== undefined) ?? null;
 }
 
 /** So much of a text as a row of a table can show. */

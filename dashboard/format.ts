@@ -2,8 +2,8 @@
 
 export const UNKNOWN = "–";
 
-/** What OpenCode puts behind the title of an agent's session. */
-const AGENT_SUFFIX = / ?\(@[^()]+ subagent\)$/;
+/** What OpenCode puts behind a title: of an agent's session, and of one that it has no title for yet. */
+const TITLE_SUFFIX = / ?\(@[^()]+ subagent\)$| - \d{4}-\d\d-\d\dT[\d:.]+Z$/;
 const HOME = /^(\/home\/|\/Users\/|[A-Z]:\\Users\\)[^\\/]+|^\/root(?![^/])/;
 
 export const SECOND_MS = 1_000;
@@ -122,10 +122,10 @@ export function formatTimeOrDay(ms: number, now: number): string {
 
 /**
  * What a person knows a session by: its title, or its directory's name, or its id's tail (the heads of
- * ids are alike). "Run tests (@general subagent)" → "Run tests"
+ * ids are alike). "Run tests (@general subagent)" → "Run tests", "New session - 2026-…" → "New session"
  */
 export function sessionName({ id, info }: { id: string; info: Record<string, unknown> }): string {
-  const title = typeof info.title === "string" ? info.title.trim().replace(AGENT_SUFFIX, "") : "";
+  const title = typeof info.title === "string" ? info.title.trim().replace(TITLE_SUFFIX, "") : "";
   const directory = typeof info.directory === "string" ? info.directory.split(/[\\/]/) : [];
   return title || (directory.findLast((part) => part !== "") ?? shortId(id));
 }

@@ -24,8 +24,14 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
   let older: TelemetryEvent[] = [];
   let isOlderDone = false;
 
-  const isMatch = (event: TelemetryEvent, wanted: FeedFilter) =>
-    matchesFilter(event, wanted, (tested) => hasFailed(rows(), tested));
+  /** Of all sessions not also what the lines of agents say, and what only tells of a new title. */
+  function isMatch(event: TelemetryEvent, wanted: FeedFilter): boolean {
+    const isAll = wanted.type === null && wanted.sessionId === null && wanted.text === "";
+    const { parent_session_id } = rows().sessions.get(event.session_id)?.row ?? {};
+    const isAgents = parent_session_id != null && /^session_(start|end)$/.test(event.type);
+    if (isAll && (isAgents || event.type === "session_update")) return false;
+    return matchesFilter(event, wanted, (tested) => hasFailed(rows(), tested));
+  }
 
   /** Of what is here, the things that the filter lets through: newest first, at most `limit`. */
   function found(limit: number) {
@@ -41,7 +47,8 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
       if (sessions.has(event.session_id)) add(event);
       else seekSession(event.session_id);
     }
-    return things;
+    // A model's answer is told after the calls in it.
+    return things.sort(([a], [b]) => b.at - a.at);
   }
 
   async function loadPage(): Promise<void> {

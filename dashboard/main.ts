@@ -299,7 +299,7 @@ function showSession(id: string, now: number): void {
   for (const event of rows.feed)
     if (event.session_id === id && MILESTONES.includes(event.type)) milestones.set(event.id, event);
   const told = [...milestones.values()].sort((a, b) => a.at - b.at);
-  sessionHead.show(rows, session, told, now);
+  sessionHead.show(rows, session, told, needsOf(rows, usualMs, now), now);
   sessionTabs.show(rows, session, route.tab ?? "calls");
   if (route.tab === "calls") calls.show(rows, session, told, hasOlder, now);
   rows.family = familyOf(rows, id);

@@ -24,8 +24,6 @@ import {
 } from "./events.ts";
 import { formatAge, formatDuration, joined, sessionName } from "./format.ts";
 
-export { shortId } from "./format.ts";
-
 /** Events that the feed can show without asking the server: at some 300 bytes each, under 1 MB. */
 export const MAX_FEED_EVENTS = 2_000;
 /** Bars in memory: at some 800 bytes each, 10 MB. The timeline asks the server for older ones. */
@@ -374,14 +372,26 @@ export function doingOf(rows: Rows, session: SessionEntry, now: number): Doing |
     return { text: oneLine(text ?? "Retry"), time: time || null };
   }
   const startedAt = Date.parse(started_at);
-  // It has answered with calls, which are over: the next step is about to begin.
-  if (kind === "model" && (spansOf(rows, session.row.id).tool.at(-1)?.start ?? 0) >= startedAt)
-    return null;
+  // Its calls are over: the next step is about to begin.
+  if (kind === "model" && hasAnswered(rows, session.row.id, startedAt)) return null;
+  const agents = spansOf(rows, session.row.id).agent.filter(({ end }) => end === null);
+  const [first, ...others] = agents;
+  if (first !== undefined && others.some(({ start }) => start >= startedAt))
+    return { text: `${agents.length} agents run`, time: formatDuration(now - first.start) };
   const call = joined([name, argsSummary(text)], ": ");
   return {
     text: kind === "model" ? `${name ?? "Model"} thinks` : oneLine(call),
     time: formatDuration(Math.max(0, now - startedAt)),
   };
+}
+
+/** Whether the model asked then has answered with calls: OpenCode ends its step after them. */
+function hasAnswered(rows: Rows, sessionId: string, askedAt: number): boolean {
+  return (spansOf(rows, sessionId).tool.at(-1)?.start ?? 0) >= askedAt;
+}
+
+export function isRunning(rows: Rows, { row, start, end }: SpanEntry): boolean {
+  return end === null && !(row.kind === "model" && hasAnswered(rows, row.session_id, start));
 }
 
 /** The call of this span, in red where it failed. */

@@ -23,6 +23,8 @@ export interface Column<T> {
 
 export interface Figures<T> {
   name: string;
+  /** What a name may be several times, and what `opened` gets instead. */
+  id?: string;
   row: T;
   /** Of the time before, to compare. */
   before?: T | undefined;
@@ -42,8 +44,8 @@ export interface Table<T> {
 type Head = { key: number; head: string };
 type Item<T> = Figures<T> & { key: string; most: number[] };
 
-/** @param id of the element that the table is in @param opened a row was pressed */
-export function createTable<T>(id: string, opened?: (name: string) => void) {
+/** @param id of the element that the table is in @param opened a row was pressed, of this id or name */
+export function createTable<T>(id: string, opened?: (of: string) => void) {
   const root = byId(id, HTMLElement).appendChild(cloneOf("table"));
   const end = createEnd(root, show);
   const sorting = { at: 1, isAscending: false };
@@ -70,11 +72,11 @@ export function createTable<T>(id: string, opened?: (name: string) => void) {
   const body = part(root, "tbody", HTMLElement);
   const showRows = createList<Item<T>>(body, "table-row", (line, find) => {
     const [button, cell] = [part(line, "button", HTMLButtonElement), find("td")];
-    let shownName = "";
-    button.addEventListener("click", () => opened?.(shownName));
-    return ({ name, row, before, most, isTotal = false }) => {
+    let shown = "";
+    button.addEventListener("click", () => opened?.(shown));
+    return ({ name, id = name, row, before, most, isTotal = false }) => {
       const { columns } = table;
-      shownName = name;
+      shown = id;
       setText(button, name, name);
       button.disabled = opened === undefined || isTotal;
       setAttribute(line, "data-total", isTotal);
@@ -113,7 +115,7 @@ export function createTable<T>(id: string, opened?: (name: string) => void) {
     showRows(
       [...totals, ...named.slice(0, end.limit)].map((row) => ({
         ...row,
-        key: `${row.isTotal} ${row.name}`,
+        key: `${row.isTotal} ${row.id ?? row.name}`,
         most,
       })),
     );

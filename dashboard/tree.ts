@@ -14,6 +14,9 @@ export interface TreeNode {
   /** What goes on first, then what started later. */
   children: TreeNode[];
   depth: number;
+  /** Here and below. */
+  error_count: number;
+  tool_count: number;
   /** The latest event here and below, in milliseconds since 1970. */
   latest: number;
   /** It, or one below it, is active. */
@@ -45,9 +48,9 @@ export function treeOf(rows: Rows): Tree {
 function buildTree(rows: Rows): Tree {
   const nodes = new Map<string, TreeNode>();
   for (const [id, entry] of rows.sessions) {
-    const { lastEventAt: latest } = entry;
-    const goesOn = isLive(entry);
-    nodes.set(id, { entry, parent: null, children: [], depth: 0, latest, goesOn });
+    const { error_count, tool_count } = entry.row;
+    const below = { error_count, tool_count, latest: entry.lastEventAt, goesOn: isLive(entry) };
+    nodes.set(id, { entry, parent: null, children: [], depth: 0, ...below });
   }
   const parentOf = ({ entry }: TreeNode) => entry.row.parent_session_id;
   for (const node of nodes.values()) node.parent = nodes.get(parentOf(node) ?? "") ?? null;
@@ -55,8 +58,10 @@ function buildTree(rows: Rows): Tree {
   const tops: TreeNode[] = [];
   for (const node of nodes.values()) (node.parent?.children ?? tops).push(node);
   const order = preorder(tops);
-  for (const { parent, latest, goesOn } of order.toReversed())
+  for (const { parent, error_count, tool_count, latest, goesOn } of order.toReversed())
     if (parent !== null) {
+      parent.error_count += error_count;
+      parent.tool_count += tool_count;
       parent.latest = Math.max(parent.latest, latest);
       parent.goesOn ||= goesOn;
     }
@@ -105,6 +110,11 @@ export function familyOf(rows: Rows, id: string): Set<string> {
     // a set's loop takes in what is added meanwhile
     for (const { entry } of byParent.get(member) ?? []) family.add(entry.row.id);
   return family;
+}
+
+/** Of a session and all below it: one cause is one error, the server sees to that. */
+export function countOf(rows: Rows, id: string, of: "error_count" | "tool_count"): number {
+  return treeOf(rows).nodes.get(id)?.[of] ?? 0;
 }
 
 // ─── The list of sessions ────────────────────────────────────────────────────

@@ -1,17 +1,18 @@
 /** What a session's page reads from the rows: its turns and their calls, the files that were changed, the models that were asked. */
 
-import { type TelemetryEvent, asText, isFailure, isRecord } from "./events.ts";
+import { type TelemetryEvent, asText, isRecord } from "./events.ts";
 import {
   type Rows,
   type SessionEntry,
   type SpanEntry,
   indexByStart,
   isFailedSpan,
+  isRunning,
   markOf,
   shownEnd,
   spansOf,
 } from "./rows.ts";
-import { familyOf } from "./tree.ts";
+import { countOf, familyOf } from "./tree.ts";
 
 export interface Turn {
   /** Of the event that began it; 0: nothing tells when it began. */
@@ -23,8 +24,9 @@ export interface Turn {
   goesOn: boolean;
   /** By start; what else went wrong and where the context was compacted are among them. */
   calls: SpanEntry[];
+  /** As the figures below with those of its agents. */
   errorCount: number;
-  /** With those of its agents; null: not told. */
+  /** Null: not told. */
   tokens: number | null;
   cost: number | null;
 }
@@ -50,10 +52,15 @@ export function turnsOf(
   const turnAt = (at: number) => turns[Math.max(0, indexByStart(turns, at) - 1)] ?? first;
 
   const compacted = told.filter(({ type }) => type === "session_compacted").map(markOf);
+  /** Agents whose own errors are in a turn: one may be sent out again. */
+  const counted = new Set<string>();
   for (const call of callsOf(rows, row.id, compacted)) {
     const turn = turnAt(call.start);
+    const child = call.row.child_session_id ?? "";
     turn.calls.push(call);
     if (isFailedSpan(call)) turn.errorCount++;
+    if (!counted.has(child)) turn.errorCount += countOf(rows, child, "error_count");
+    counted.add(child);
   }
   for (const span of Object.values(spansOf(rows, row.id)).flat()) {
     const turn = turnAt(span.start);
@@ -80,7 +87,7 @@ export function callsOf(rows: Rows, id: string, more: readonly SpanEntry[] = [])
   return [
     ...tool.filter(({ row }) => !spawned.has(row.call_id ?? "")),
     ...agent,
-    ...model.filter(({ row, end }) => end === null || isFailure(row.outcome)),
+    ...model.filter((span) => isRunning(rows, span) || isFailedSpan(span)),
     ...wait.filter(({ row }) => row.call_id === null || !calls.has(row.call_id)),
     ...mark,
     ...more,
@@ -93,8 +100,8 @@ export const TOKEN_KINDS = ["input", "output", "reasoning", "cache_read", "cache
 
 type Tokens = Partial<Record<(typeof TOKEN_KINDS)[number] | "total", number>>;
 
-/** @param told of a model's span: a number, or one of each kind. Empty: it isn't told */
-function tokensOf(told: unknown): Tokens {
+/** @param told of a model's span, or as a fact of a session: a number, or one of each kind. Empty: it isn't told */
+export function tokensOf(told: unknown): Tokens {
   if (typeof told === "number") return { total: told };
   if (!isRecord(told)) return {};
   const tokens = TOKEN_KINDS.map((kind) => [kind, Number(told[kind]) || 0] as const);

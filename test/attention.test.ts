@@ -44,7 +44,7 @@ test.each<[string, Partial<Session>, Partial<Span>[], string | null]>([
     "that is refused",
     call("", 1, { kind: "retry", name: null, text: "Rate limited", attempt: 2 }),
     [],
-    "retrying 1 m: Rate limited, attempt 2",
+    "retrying 1 m: Attempt 2: Rate limited",
   ],
   [
     "that is lost",

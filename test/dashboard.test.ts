@@ -310,8 +310,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     ]);
     using page = await openPage(fresh);
     await waitFor(
-      async () => (await page.count("#feed-list .line")) === 9,
-      "the feed: an agent is one line",
+      async () => (await page.count("#feed-list .line")) === 8,
+      "the feed: an agent with its session is one line",
     );
     await page.run(`document.querySelectorAll(".line summary").forEach((line) => line.click())`);
     await waitFor(
@@ -722,7 +722,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     const facts = (await factsOf(page)).join(" ");
     expect(facts).toContain("Cost$0.02");
     expect(facts).toContain("Model–");
-    expect(await page.texts(".turn .line-text")).toContain("Do part 1");
+    expect(await page.texts(".turn .line-name")).toContain("Do part 1");
     await page.click(".turn .line summary");
     await waitFor(
       async () => (await page.text(".turn .line details > pre"))?.includes("step 0") ?? false,
@@ -908,7 +908,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await does(/^bash: npm test, (3\d|4\d|5\d) s$/);
     const retry_at = Date.now() + 30 * MINUTE_MS;
     await told("retry", 7, { attempt: 3, message: "Rate limited", retry_at });
-    await does(/^Rate limited, attempt 3, next try in \d+ m$/);
+    await does(/^Attempt 3, next try in \d+ m: Rate limited$/);
 
     const error = `${"y\n".repeat(300)} end`;
     const ended = { tool: "bash", call_id: "c", outcome: "exit", exit_code: 1, error };
@@ -932,10 +932,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     // Neither is in the window any more, and the agent's lane is gone with it.
     for (let times = 0; times < 8; times++) await page.click("#zoom-in");
     await waitFor(async () => (await page.texts(".lane-name")).join() === "s1", "one lane");
-    await page.click(".line:first-child .line-time");
+    await page.click(".line:last-child .line-time");
     await waitFor(async () => (await page.count(".lane-name")) === 2, "the agent's lane");
     expect(await page.text("#readout-head")).toStartWith("Agent early · failed · 1.0 s");
-    await page.click(".line:last-child .line-time");
+    await page.click(".line:first-child .line-time");
     await waitFor(
       async () => (await page.text("#readout-head"))?.startsWith("bash · exit 1 · ") ?? false,
       "its bar",
@@ -997,11 +997,12 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   test("a call of an agent, by its address: its turn and its agent are opened, and it is selected", async () => {
     await using fresh = await startTestServer();
     const agent = { subagent_type: "explore", call_id: "a", child_session_id: "kid" };
+    const kid = { parent_session_id: "s1", title: "Look for it", cost: 0.25 };
     await post(fresh, [
       { type: "turn_start", session_id: "s1", data: { prompt: "Look around" } },
       { type: "agent_spawn", session_id: "s1", data: agent },
-      { type: "session_start", session_id: "kid", data: { parent_session_id: "s1" } },
-      call("inner", { args: { command: "ls" } }, "kid"),
+      { type: "session_start", session_id: "kid", data: kid },
+      call("inner", { args: { command: "ls" }, outcome: "failed", duration_ms: 0 }, "kid"),
       { type: "turn_start", session_id: "s1", data: {} },
     ]);
     const path = "/api/spans?sessionId=kid";
@@ -1013,6 +1014,31 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     expect(await page.texts(".turn-title")).toEqual(["Turn 2", "Look around"]);
     expect(await page.attribute(".line-child", "href")).toBe("#/session/kid");
+    // What it failed at and took is seen where it was sent out: a line of it, list, head and turn.
+    expect(await page.text(".line .line-text")).toBe("1 error · $0.25");
+    expect(await page.texts(".session-errors")).toEqual(["1", "1"]);
+    expect(await factsOf(page)).toContain("Errors1 · own 0");
+    expect((await page.texts(".turn-figures :first-child")).sort()).toEqual(["", "1 error"]);
+    await page.run(`document.querySelector('#tabs [value="cost"]').click()`);
+    const costs = () => page.texts("#cost > :last-child tbody :is(th, .number)");
+    await waitFor(async () => (await costs()).join().startsWith("Look for it,$0.25,"), "its cost");
+    await page.click("#cost > :last-child tbody button");
+    await waitFor(async () => (await page.text("#session-name")) === "Look for it", "its page");
+    // Over: of a parent the figures are with those below, of a child how it ended.
+    const below = { parent_session_id: "kid", title: "Look closer" };
+    const end = (session_id: string, reason: string) => {
+      return { type: "session_end", session_id, data: { reason } };
+    };
+    await post(fresh, [
+      { type: "session_start", session_id: "grandkid", data: below },
+      ...[end("grandkid", "interrupted"), end("kid", "completed"), end("s1", "completed")],
+    ]);
+    const rows = async () => (await page.texts(".session-meta")).join();
+    for (const expected of ["1 tool · $0.25", "1 tool · $0.25,1 tool · $0.25"]) {
+      await waitFor(async () => (await rows()) === expected, expected);
+      await page.click(".session-row:last-child .session-ended");
+    }
+    await waitFor(async () => (await rows()).endsWith(",interrupted"), "how it ended");
     expect(page.problems).toEqual([]);
   });
 

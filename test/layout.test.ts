@@ -453,6 +453,19 @@ test("beside a lane: that its session was lost, since when it waits, how long it
   expect(beside({}, true)).toBe("5.0 s");
 });
 
+test("an agent's lane: that its model is refused; of one that was stopped another mark than of one that is done", () => {
+  const state = (to: number | null, outcome: Span["outcome"], now: Session["now"] = null) => {
+    const rows = rowsWith({ id: "s1" }, { id: "kid", parent_session_id: "s1", now });
+    add(rows, 0, to, { kind: "agent", child_session_id: "kid", outcome });
+    const lane = lanes(rows).at(-1);
+    return lane && stateOf(lane, NOW + 50).state;
+  };
+  const retry = { kind: "retry", name: null, text: null, started_at: iso(NOW) } as Session["now"];
+  expect([state(null, null), state(null, null, retry)]).toEqual(["running", "retrying"]);
+  const ended = [state(9, "ok"), state(9, "failed"), state(9, "cancelled")];
+  expect(ended).toEqual(["completed", "failed", "cancelled"]);
+});
+
 describe("a bar in words", () => {
   test.each<[string, number, number | null, Partial<Span>, string]>([
     ["an end", 0, 500, {}, "bash · 500 ms"],

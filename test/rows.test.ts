@@ -4,6 +4,8 @@ import { describe, expect, test } from "bun:test";
 import { hashOf, routeOf } from "../dashboard/address.ts";
 import {
   EVENT_TYPES as LISTED_TYPES,
+  type FeedFilter,
+  NO_FILTER,
   type TelemetryEvent,
   argsSummary,
   createThings,
@@ -22,6 +24,7 @@ import {
   formatTime,
   formatTimeOrDay,
 } from "../dashboard/format.ts";
+import { createHistory } from "../dashboard/history.ts";
 import {
   MAX_FEED_EVENTS,
   MAX_SESSIONS,
@@ -46,7 +49,7 @@ import {
 import { createCursor } from "../dashboard/stream.ts";
 import { needsOf } from "../dashboard/attention.ts";
 import { shortPath } from "../dashboard/format.ts";
-import { familyOf, sessionList, treeOf } from "../dashboard/tree.ts";
+import { countOf, familyOf, sessionList, treeOf } from "../dashboard/tree.ts";
 import { contextOf, filesOf, modelsOf, turnsOf } from "../dashboard/turns.ts";
 import { EVENT_TYPES, type Session, type Span } from "../server.ts";
 import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
@@ -299,6 +302,27 @@ describe("the feed", () => {
   });
 });
 
+test("the feed: by time; of all sessions without their updates and the starts of agents", () => {
+  const rows = rowsWith({ id: "s1" }, { id: "kid", parent_session_id: "s1" });
+  const told = [
+    ...[event("session_start"), event("agent_spawn", {}, NOW + 1)],
+    ...[event("session_start", {}, NOW + 1, "kid"), event("session_update", {}, NOW + 1)],
+    event("tool_use", {}, NOW + 9, "kid"),
+    event("model_response", {}, NOW + 2), // told when its calls are over
+    event("session_end", {}, NOW + 9, "kid"),
+  ];
+  for (const one of told) takeEvent(rows, one);
+  const feed = (filter: Partial<FeedFilter>) =>
+    createHistory({ rows: () => rows, filter: () => ({ ...NO_FILTER, ...filter }), seekSession })
+      .page(9, false)
+      .things.map(([{ type }]) => type)
+      .join(" ");
+  const seekSession = () => undefined;
+  expect(feed({})).toBe("tool_use model_response agent_spawn session_start");
+  expect(feed({ sessionId: "kid" })).toBe("session_end tool_use session_start");
+  expect(feed({ type: "session_update" })).toBe("session_update");
+});
+
 describe("the list of sessions", () => {
   const ids = (rows: Rows, text = "", open: string[] = []) =>
     sessionList(treeOf(rows), text, new Set(open), needsOf(rows, null, NOW)).flatMap(
@@ -467,6 +491,20 @@ describe("words", () => {
     expect(doingOf(rows, entryOf(rows, "s1"), NOW + 3)).toBeNull();
   });
 
+  test("of several agents that run how many, and since when, until it does something else", () => {
+    const doing = (now: Partial<NonNullable<Session["now"]>>) => {
+      const task = { kind: "tool", name: "task", text: "Look", started_at: iso(NOW + 2_000) };
+      const rows = rowsWith({ id: "s1", now: { ...task, ...now } as Session["now"] });
+      for (const id of [1, 2, 3]) {
+        const open = { started_at: iso(NOW + id * 1_000), ended_at: id < 3 ? null : iso(NOW) };
+        takeSpan(rows, spanRow(id, { ...open, kind: "agent" }), 1);
+      }
+      return doingOf(rows, entryOf(rows, "s1"), NOW + 9_000);
+    };
+    expect(doing({})).toEqual({ text: "2 agents run", time: "8.0 s" });
+    expect(doing({ name: "bash", started_at: iso(NOW + 4_000) })?.text).toBe("bash: Look");
+  });
+
   test.each<[string, Record<string, unknown>, [string, string, string | null]]>([
     [
       "tool_use",
@@ -476,7 +514,7 @@ describe("words", () => {
     ["tool_use", { tool: "x", outcome: "denied", args: "rm" }, ["x", "denied: rm", null]],
     ["model_response", { outcome: "cancelled", model: "m" }, ["Model", "cancelled: m", null]],
     ["agent_complete", { success: false, error: "lost" }, ["Agent finished", "failed", "lost"]],
-    ["agent_spawn", { subagent_type: "explore", prompt: "Find" }, ["explore", "Find", null]],
+    ["agent_spawn", { subagent_type: "explore", prompt: "Find" }, ["Find", "explore", null]],
     ["session_error", { error: "Overloaded" }, ["Session error", "", "Overloaded"]],
     ["turn_start", { prompt: "Mend it" }, ["Turn started", "Mend it", null]],
   ])("in words: %s %j", (type, data, expected) => {
@@ -564,6 +602,7 @@ describe("words", () => {
     expect(name({ title: 7 })).toBe("…9ffenf7L");
     expect(name({ title: "Run long tests (@general subagent)" })).toBe("Run long tests");
     expect(name({ title: "(@general subagent)", directory: "/a/b" })).toBe("b");
+    expect(name({ title: "New session - 2026-01-01T12:00:00.000Z" })).toBe("New session");
   });
 
   test.each([
@@ -609,6 +648,7 @@ describe("words", () => {
       },
       "1 of 2 done: Mend",
     ],
+    ['{"todos":[{"content":"Read","status":"pending"},{"content":"Me', "Read, Me"],
     [null, null],
     ['{"filePath":"a/b.ts","oldString":"cut sho', "a/b.ts"],
     ['{"command":"echo \\"hi\\" && cut sho', 'echo "hi" && cut sho'],
@@ -661,7 +701,7 @@ describe("a session's page", () => {
   test("its turns: calls by when they began, an agent once, tokens and cost with those of its agents", () => {
     const rows = rowsWith(
       { id: "s1", turn_count: 4, working_since: iso(NOW) },
-      { id: "child", parent_session_id: "s1" },
+      { id: "child", parent_session_id: "s1", error_count: 1 },
     );
     const told = [
       event("turn_start", { prompt: "Mend it" }, NOW + 10),
@@ -669,15 +709,19 @@ describe("a session's page", () => {
       event("turn_start", {}, NOW + 30),
     ];
     const model = { kind: "model", cost: 0.25, tokens } as const;
+    const agent = { kind: "agent", child_session_id: "child" } as const;
     const spans: Partial<Span>[] = [
       at(5),
       { ...at(10, 20), call_id: "task" },
-      { ...at(11, 20), kind: "agent", call_id: "task", outcome: "failed" },
+      { ...at(11, 20), ...agent, call_id: "task", outcome: "failed" },
       { ...at(12), call_id: "c" },
       { ...at(12), kind: "wait", call_id: "c" },
       { ...at(13), ...model },
       { ...at(14), ...model, session_id: "child" },
+      // It has answered with the call below.
+      { ...at(30), kind: "model", ended_at: null },
       { ...at(31), ended_at: null },
+      { ...at(40), ...agent },
     ];
     for (const [index, more] of spans.entries()) takeSpan(rows, spanRow(index + 1, more), 1);
     const turns = turnsOf(rows, entryOf(rows, "s1"), told, NOW + 50);
@@ -687,9 +731,10 @@ describe("a session's page", () => {
     ]);
     expect(shown).toEqual([
       ["Before the first turn", 0, 5, false, 0, null, null, "tool"],
-      ["Mend it", 10, 20, false, 1, 210, 0.5, "agent,tool,session_compacted"],
-      ["Turn 4", 30, 50, true, 0, null, null, "tool"],
+      ["Mend it", 10, 20, false, 2, 210, 0.5, "agent,tool,session_compacted"],
+      ["Turn 4", 30, 50, true, 0, null, null, "tool,agent"],
     ]);
+    expect(countOf(rows, "s1", "error_count")).toBe(1);
   });
 
   test("between two calls its turn goes on, to now", () => {

@@ -112,6 +112,14 @@ test.skipIf(!hasChromium)(
       async () => (await page.run<string>("location.hash")) === "#/session/child",
       "it",
     );
+    // The page of the session that has sent it out says so first.
+    await page.run(`location.hash = "#/session/top"`);
+    await waitFor(
+      async () =>
+        /^Look: Asks: Which one\?.* Active /.test((await page.text("#session-status")) ?? ""),
+      "what its agent asks",
+    );
+    expect(await page.attribute("#session-dot", "data-status")).toBe("waiting");
     await page.run(`location.hash = "#/"`);
     await page.press("/");
     await page.press("n");

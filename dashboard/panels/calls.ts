@@ -26,10 +26,13 @@ import {
   type SessionEntry,
   type SpanEntry,
   type SpanRow,
+  doingOf,
   isFailedSpan,
   isMoment,
   shownEnd,
+  statusOf,
 } from "../rows.ts";
+import { countOf } from "../tree.ts";
 import { type Turn, callsOf, turnsOf } from "../turns.ts";
 import { type Line, createLines } from "./line.ts";
 
@@ -112,12 +115,18 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       ? null
       : formatDuration(end === null ? now - start : row.duration_ms);
     const child = row.kind === "agent" ? row.child_session_id : null;
+    const agent = rows.sessions.get(child ?? "");
+    const words = wordsOf(eventOf(row));
     const isOpen = open.keys.has(row.id);
     if (child !== null && isOpen) loadSpans(child);
     const below = child !== null && isOpen ? callsOf(rows, child).slice(-PAGE_CALLS) : [];
     const lines: Line[] = below.map((call) => lineOf(rows, turn, call, now));
     return {
-      ...wordsOf(eventOf(row)),
+      ...words,
+      ...(agent && {
+        kind: statusOf(agent) === "waiting" ? "wait" : "agent",
+        text: joined([words.text || null, workOf(rows, agent, now)]),
+      }),
       reason: reasonOf(span),
       key: row.id,
       at: start,
@@ -200,6 +209,18 @@ function figuresOf(turn: Turn, now: number): (string | null)[] {
     goesOn && time !== null ? `runs ${time}` : time,
     formatMoment(start, now),
   ];
+}
+
+/** What an agent does, what went wrong and what it took. */
+function workOf(rows: Rows, agent: SessionEntry, now: number): string {
+  const { id, cost } = agent.row;
+  const errorCount = countOf(rows, id, "error_count");
+  const doing = doingOf(rows, agent, now);
+  return joined([
+    errorCount === 0 ? null : formatNoun(errorCount, "error"),
+    cost.total === null ? null : formatCost(cost.total),
+    doing && joined([doing.text, doing.time], ", "),
+  ]);
 }
 
 const EVENT_OF: Record<SpanRow["kind"], EventType> = {

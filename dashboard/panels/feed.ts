@@ -14,8 +14,8 @@ import {
   prettyJson,
   wordsOf,
 } from "../events.ts";
-import { formatCount, formatDuration } from "../format.ts";
-import { type Rows, type SessionEntry, barOf, hasFailed, labelOf, shortId } from "../rows.ts";
+import { formatCount, formatDuration, shortId } from "../format.ts";
+import { type Rows, type SessionEntry, barOf, hasFailed, isRunning, labelOf } from "../rows.ts";
 import { type Line, createLines } from "./line.ts";
 
 /** Scrolled further than this, the feed stays where it is. */
@@ -127,7 +127,7 @@ function lineOf(rows: Rows, thing: Thing, filter: FeedFilter, isOfOne: boolean, 
   const span = thing.map((event) => barOf(rows, event)).find((found) => found !== undefined);
   const { duration_ms } = merged.fields;
   const text = span?.row.text; // of a call that began before what is here
-  const sofar = span?.end === null ? now - span.start : null;
+  const sofar = span !== undefined && isRunning(rows, span) ? now - span.start : null;
   const length = sofar ?? (typeof duration_ms === "number" ? duration_ms : null);
   const label = owner === undefined ? shortId(session_id) : labelOf(owner);
   return {

@@ -1,6 +1,7 @@
 /** The head of a session's page: what it is, how it stands, what it took. */
 
 import { errorsHref, sessionHref } from "../address.ts";
+import type { Cause, Need } from "../attention.ts";
 import { deleteSession, getSessionText } from "../api.ts";
 import { byId, confirmCopy, createList, setAttribute, setText } from "../dom.ts";
 import { type TelemetryEvent, asText, errorText, isRecord, shownWhole } from "../events.ts";
@@ -14,18 +15,12 @@ import {
   formatMoment,
   formatNoun,
   joined,
-} from "../format.ts";
-import {
-  type Rows,
-  type SessionEntry,
-  type Status,
-  doingOf,
-  labelOf,
   shortId,
-  statusOf,
-} from "../rows.ts";
+} from "../format.ts";
+import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
+import { countOf } from "../tree.ts";
 import { contextOf } from "../turns.ts";
-import { STATUS_WORDS } from "./sessions.ts";
+import { STATUS_WORDS, reasonOf } from "./sessions.ts";
 
 /** Null: not known. */
 interface Fact {
@@ -56,7 +51,7 @@ export function createSessionHead() {
     };
   });
 
-  function showStatus(shown: Status): void {
+  function showStatus(shown: Status | Cause): void {
     section.hidden = false;
     for (const element of [section, byId("session-dot", HTMLElement)])
       setAttribute(element, "data-status", shown);
@@ -67,15 +62,25 @@ export function createSessionHead() {
       section.hidden = true;
     },
     /** @param told its latest session_error is among them */
-    show(rows: Rows, session: SessionEntry, told: readonly TelemetryEvent[], now: number): void {
+    show(
+      rows: Rows,
+      session: SessionEntry,
+      told: readonly TelemetryEvent[],
+      needs: readonly Need[],
+      now: number,
+    ): void {
       const { id, info } = session.row;
       openId = id;
       actions.hidden = false;
       setAttribute(trace, "href", `/api/sessions/${encodeURIComponent(id)}/trace.json`);
       setText("session-name", labelOf(session), id);
       setText("session-agent", asText(info.agent));
-      showStatus(statusOf(session));
-      setText("session-status", statusSentence(rows, session, now));
+      const need = needs.find(({ session: { row } }) => rows.family.has(row.id));
+      showStatus(need?.cause ?? statusOf(session));
+      const below = need?.session === session ? undefined : need;
+      const first =
+        below && `${labelOf(below.session)}: ${below.text}, ${formatAge(now - below.since)}.`;
+      setText("session-status", joined([first ?? null, statusSentence(rows, session, now)], " "));
       const failed = told.findLast(({ type }) => type !== "session_compacted");
       const reason = failed?.type === "session_error" ? errorText(failed.fields.error) : null;
       setText("session-error", reason && shownWhole(reason));
@@ -118,7 +123,7 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const context = contextOf(rows, row.id);
   const path = asText(directory);
   const since = formatMoment(startedAt, now);
-  const errors = row.error_count === 0 ? null : formatCount(row.error_count);
+  const errors = { own: row.error_count, total: countOf(rows, row.id, "error_count") };
   const withOwn = (format: (value: number | null) => string, { own, total }: typeof row.cost) =>
     joined([format(total), own === total || own === null ? null : `own ${format(own)}`]);
   const facts: (Fact | null)[] = [
@@ -131,17 +136,18 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
       title: `${formatCompact(context.used)} tokens`,
       share: context.share,
     },
-    errors === null ? null : { key: "Errors", value: errors, href: errorsHref(row.id) },
+    errors.total === 0
+      ? null
+      : {
+          key: "Errors",
+          value: withOwn(formatCount, errors),
+          href: errors.own > 0 ? errorsHref(row.id) : undefined, // the others are among its calls
+        },
     { key: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
     { key: "Directory", value: path?.split(/[\\/]/).slice(-2).join("/") ?? null, title: path },
     parent && { key: "Part of", value: labelOf(parent), href: sessionHref(parent.row.id) },
   ];
   return facts.filter((fact) => fact !== null);
-}
-
-/** How its latest turn ended, where there is something to say. */
-function reasonOf({ row: { status, info } }: SessionEntry): string | null {
-  return status === "completed" && info.reason !== "completed" ? asText(info.reason) : null;
 }
 
 /** Without the pauses between its turns. */

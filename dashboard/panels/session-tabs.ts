@@ -1,13 +1,13 @@
 /** What a session's page shows below its timeline: which tab, and of files, todos and cost a table. */
 
-import { TABS, type Tab } from "../address.ts";
+import { TABS, type Tab, sessionHref } from "../address.ts";
 import { byId, createList, part, setText } from "../dom.ts";
 import { asText, isRecord } from "../events.ts";
 import { UNKNOWN, formatCost, formatCount, formatNoun, wordOf } from "../format.ts";
-import type { Rows, SessionEntry } from "../rows.ts";
+import { type Rows, type SessionEntry, labelOf } from "../rows.ts";
 import { type Column, createTable } from "../table.ts";
 import { familyOf } from "../tree.ts";
-import { type ChangedFile, filesOf, modelsOf } from "../turns.ts";
+import { type ChangedFile, filesOf, modelsOf, tokensOf } from "../turns.ts";
 import { SPEND_COLUMNS, type Spend } from "./spend.ts";
 
 const TODO_WORDS: Record<string, string> = {
@@ -23,7 +23,8 @@ const FILE_COLUMNS: readonly Column<ChangedFile>[] = [
   { head: "Added", value: ({ additions }) => additions, format: signed("+") },
   { head: "Removed", value: ({ deletions }) => deletions, format: signed("−") },
 ];
-const COST_COLUMNS: readonly Column<Spend & { answers: number | null }>[] = [
+type ModelSpend = Spend & { answers: number | null };
+const COST_COLUMNS: readonly Column<ModelSpend>[] = [
   ...SPEND_COLUMNS,
   { head: "Answers", value: ({ answers }) => answers, format: formatCount },
 ];
@@ -37,7 +38,8 @@ export function createSessionTabs(chosen: (tab: Tab) => void) {
   const [calls, feed] = [panelOf("calls"), panelOf("feed")];
   const tables = { files: panelOf("files"), todos: panelOf("todos"), cost: panelOf("cost") };
   const showFiles = createTable<ChangedFile>("files");
-  const showCost = createTable<Spend & { answers: number | null }>("cost");
+  const showCost = createTable<ModelSpend>("cost");
+  const showAgents = createTable<ModelSpend>("cost", (id) => (location.hash = sessionHref(id)));
   const showTodos = createList<Todo>("todos", "todo", (_root, find) => {
     return ({ state, text }) => {
       setText(find(".todo-state"), state);
@@ -99,11 +101,9 @@ export function createSessionTabs(chosen: (tab: Tab) => void) {
         showTodos(told.map((todo, key) => ({ ...todo, key })));
       }
       if (tab === "cost") {
-        const sum = (name: string, of: "own" | "total") => ({
-          name,
-          row: { cost: cost[of], tokens: { total: tokens[of] ?? undefined }, answers: null },
-          isTotal: true,
-        });
+        const sum = (name: string, of: "own" | "total") => {
+          return { name, row: spentBy(session, of), isTotal: true };
+        };
         const models = modelsOf(rows, family).map(({ name, ...row }) => ({ name, row }));
         const sums = [sum("This session", "own"), sum("With its agents", "total")];
         showCost({
@@ -112,9 +112,24 @@ export function createSessionTabs(chosen: (tab: Tab) => void) {
           rows: tokens.total === null && models.length === 0 ? [] : [...sums, ...models],
           none: "No model has told of its tokens.",
         });
+        family.delete(id);
+        const agents = [...family].flatMap((agent) => rows.sessions.get(agent) ?? []);
+        showAgents({
+          name: "Agent",
+          columns: COST_COLUMNS,
+          rows: agents.map((agent) => {
+            return { id: agent.row.id, name: labelOf(agent), row: spentBy(agent, "own") };
+          }),
+          none: "It has sent out no agent.",
+        });
       }
     },
   };
+}
+
+function spentBy({ row: { info, cost, tokens } }: SessionEntry, of: "own" | "total"): ModelSpend {
+  const kinds = of === "own" ? tokensOf(info.tokens) : {};
+  return { cost: cost[of], tokens: { ...kinds, total: tokens[of] ?? undefined }, answers: null };
 }
 
 /** "2 files, +5 −1"; null: it has changed none. */

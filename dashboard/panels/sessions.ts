@@ -6,7 +6,7 @@ import { byId, createEnd, createList, setAttribute, setText } from "../dom.ts";
 import { asText } from "../events.ts";
 import { formatAge, formatCost, formatCount, formatNoun, joined, shortPath } from "../format.ts";
 import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
-import { type ListLine, sessionList, treeOf } from "../tree.ts";
+import { type ListLine, countOf, sessionList, treeOf } from "../tree.ts";
 
 export const STATUS_WORDS: Record<Status | Cause, string> = {
   active: "Active",
@@ -36,6 +36,7 @@ export function createSessions(changed: () => void) {
     const ended = find("button");
     let sessionId = "";
     errors.addEventListener("click", (event) => {
+      if (rows.sessions.get(sessionId)?.row.error_count === 0) return; // its agents' are among its calls
       event.preventDefault(); // it is in the link
       location.hash = errorsHref(sessionId);
     });
@@ -44,13 +45,15 @@ export function createSessions(changed: () => void) {
       changed();
     });
     return ({ session, need, endedCount, group, depth, isOpen }) => {
-      const { id, error_count, info } = session.row;
+      const { id, info } = session.row;
       const status = need?.cause ?? statusOf(session);
-      const failures = formatNoun(error_count, "error");
+      const errorCount = countOf(rows, id, "error_count");
+      const failures = formatNoun(errorCount, "error");
       const isOwn = need?.session === session; // else an agent's, which says why
       const doing = isOwn ? { text: need.text, time: null } : doingOf(rows, session, now);
-      const figures = depth === 0 ? figuresOf(session) : ""; // a child's are its parent's
-      const words = joined([STATUS_WORDS[status], figuresOf(session), failures]);
+      const all = figuresOf(rows, session);
+      const hasFigures = depth === 0 || endedCount > 0; // another child's are its parent's
+      const words = joined([STATUS_WORDS[status], all, failures]);
       const since = need?.since ?? session.lastEventAt;
       sessionId = id;
       root.style.setProperty("--depth", String(Math.min(depth, 3)));
@@ -64,11 +67,11 @@ export function createSessions(changed: () => void) {
       setText(find("h3"), group);
       setText(find(".session-label"), labelOf(session));
       setText(find(".badge"), depth === 0 ? "" : (asText(info.agent) ?? ""));
-      setText(find(".session-errors span"), formatCount(error_count));
-      errors.hidden = error_count === 0;
+      setText(find(".session-errors span"), formatCount(errorCount));
+      errors.hidden = errorCount === 0;
       setAttribute(errors, "title", failures);
       setText(find(".session-age"), formatAge(Math.max(0, now - since)));
-      setText(find(".session-doing"), doing?.text ?? figures);
+      setText(find(".session-doing"), doing?.text ?? (hasFigures ? all : reasonOf(session)));
       setText(find(".session-time"), doing?.time == null ? "" : `, ${doing.time}`);
       setText(find("button span"), `${formatCount(endedCount)} ${isOpen ? "▾" : "▸"}`);
       ended.hidden = endedCount === 0;
@@ -93,11 +96,18 @@ export function createSessions(changed: () => void) {
   };
 }
 
-/** Cost is with that of all sessions below. */
-function figuresOf({ row: { tool_count, cost, info } }: SessionEntry): string {
+/** With those of all sessions below. */
+function figuresOf(rows: Rows, session: SessionEntry): string {
+  const { id, cost, info } = session.row;
   return joined([
+    reasonOf(session),
     typeof info.directory === "string" ? shortPath(info.directory) : null,
-    formatNoun(tool_count, "tool"),
+    formatNoun(countOf(rows, id, "tool_count"), "tool"),
     cost.total === null ? null : formatCost(cost.total),
   ]);
+}
+
+/** How its latest turn ended, where there is something to say. */
+export function reasonOf({ row: { status, info } }: SessionEntry): string | null {
+  return status === "completed" && info.reason !== "completed" ? asText(info.reason) : null;
 }

@@ -142,14 +142,17 @@ function createLabel(root: HTMLElement) {
 
 /** How a lane is; beside its name how long it waits, that it was lost, how long its agent runs or ran last. */
 export function stateOf({ session, spans, key }: Lane, now: number) {
-  const { id, waiting_since, is_lost } = session.row;
+  const { id, waiting_since, is_lost, now: doing } = session.row;
   if (key === id && waiting_since !== null)
     return { state: "waiting", beside: formatAge(now - Date.parse(waiting_since)) };
+  const retrying = key === id && doing?.kind === "retry" ? "retrying" : null;
   const agent = spans.agent.find(({ end }) => end === null) ?? spans.agent.at(-1);
-  if (agent === undefined) return { state: statusOf(session), beside: is_lost ? "lost" : "" };
-  const ended = isFailedSpan(agent) ? "failed" : "completed";
+  if (agent === undefined)
+    return { state: retrying ?? statusOf(session), beside: is_lost ? "lost" : "" };
+  const { outcome } = agent.row;
+  const ended = isFailedSpan(agent) ? "failed" : outcome === "cancelled" ? outcome : "completed";
   return {
-    state: agent.end === null ? "running" : ended,
+    state: agent.end === null ? (retrying ?? "running") : ended,
     beside: formatDuration(isMoment(agent) ? null : shownEnd(agent, now) - agent.start),
   };
 }
