@@ -402,7 +402,12 @@ function createStory(world: World, random: () => number, now: number) {
 
   /** A model's answer: `length` milliseconds, or as long as is usual. */
   function* think(session: Session, length = between(1_000, 14_000)): Actor {
-    const call = { call_id: `call_${calls++}`, model: session.model, provider: "anthropic" };
+    const call = {
+      call_id: `call_${calls++}`,
+      model: session.model,
+      provider: "anthropic",
+      agent: session.facts.agent,
+    };
     world.tell("model_request", session.id, call);
     yield length;
     const added = Math.round(between(500, 5_000));

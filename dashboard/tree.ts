@@ -152,7 +152,7 @@ export function sessionList(
   const urgent = new Set(needs.map(({ root }) => root));
   const others = roots.filter((root) => !urgent.has(root));
   const groups = {
-    "Needs you": [...urgent],
+    Attention: [...urgent],
     Running: others.filter(({ goesOn }) => goesOn),
     Ended: others.filter(({ goesOn }) => !goesOn),
   };

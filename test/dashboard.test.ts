@@ -544,7 +544,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     using page = await openPage(server);
     await waitFor(async () => (await page.text("#stat-needs-count")) === "1", "the one who waits");
     expect(await page.text("#stat-needs-name")).toStartWith("Third of them, ");
-    expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Needs you 1", "Ended 2"]);
+    expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Attention 1", "Ended 2"]);
     expect(await page.text("#connection")).toBe("Live");
     expect(Number(await page.text("#stat-errors-link"))).toBeGreaterThan(0);
     expect(await page.texts(".session-label")).toEqual(

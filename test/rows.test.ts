@@ -364,7 +364,7 @@ describe("the list of sessions", () => {
     takeSession(rows, sessionRow("c", { status: "completed", ...at(9) }), 1);
     takeSession(rows, sessionRow("d", waits("d", -1)), 1);
     takeSession(rows, sessionRow("a21", { ...waits("a21", -2), parent_session_id: "a2" }), 1);
-    const list = ["Needs you 2", "a", "-a1", "-a2", "--a21", "d", "Running 1", "b", "Ended 1", "c"];
+    const list = ["Attention 2", "a", "-a1", "-a2", "--a21", "d", "Running 1", "b", "Ended 1", "c"];
     expect(ids(rows)).toEqual(list);
   });
 

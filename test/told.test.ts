@@ -99,7 +99,7 @@ test.skipIf(!hasChromium)(
       );
     }
     await shows("#stat-cost", "$1.25");
-    expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Needs you 1", "Running 1"]);
+    expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Attention 1", "Running 1"]);
     expect(await page.texts(".session-row .badge")).toEqual(["", "explore", ""]);
 
     // Keys.

@@ -80,8 +80,8 @@ function cutAt(text: string, words: readonly string[]): string[] {
 
 function eventHit(group: string, event: TelemetryEvent, text: string): Hit {
   const { id, type, session_id: sessionId, at, fields } = event;
-  const { kind, name } = wordsOf(event);
-  const mark = `key key-${looksFailed(event) ? "failed" : kind}`;
+  const { kind, name, outcome } = wordsOf(event);
+  const mark = `key key-${outcome === "exit" ? "exit" : looksFailed(event) ? "failed" : kind}`;
   const { duration_ms, waited_ms } = fields;
   const length = typeof duration_ms === "number" ? duration_ms - (Number(waited_ms) || 0) : null;
   // What is no call has no bar: the session's events are filtered to where it is.
@@ -144,6 +144,7 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   let text = "";
   let isOfFile = false;
   let found: Hit[] = [];
+  const known = new Set<string>();
   let before: number | undefined;
   let selected = 0;
 
@@ -178,7 +179,6 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
 
   /** Adds pages to what was found, until there is something new or there are no more. */
   async function find(mine: number): Promise<void> {
-    const known = new Set(found.map(({ sessionId }) => sessionId));
     const length = found.length;
     more.hidden = true;
     setText("search-note", "Searching…");
@@ -188,10 +188,12 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
       if (mine !== asked) return;
       before = events.at(-1)?.id;
       for (const event of events) {
-        // Of those that touched a file each session is listed once, with its latest call.
-        if (isOfFile && (known.has(event.session_id) || CALL_KINDS[event.type] !== "tool"))
-          continue;
-        known.add(event.session_id);
+        // Of those that touched a file each session is listed once, with its latest call; else each call once.
+        const kind = CALL_KINDS[event.type];
+        const { call_id = event.id } = event.fields;
+        const key = isOfFile ? event.session_id : `${event.session_id} ${kind} ${asText(call_id)}`;
+        if (known.has(key) || (isOfFile && kind !== "tool")) continue;
+        known.add(key);
         found.push(eventHit(isOfFile ? "Sessions that touched it" : "Events", event, text));
       }
       const isDone = before === undefined;
@@ -210,6 +212,7 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   function begin(words: string): number {
     clearTimeout(timer);
     [found, before, selected, more.hidden] = [[], undefined, 0, true];
+    known.clear();
     setText("search-note", words);
     show();
     return ++asked;

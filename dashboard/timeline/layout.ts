@@ -27,6 +27,8 @@ const PAUSE_MS = 30 * SECOND_MS;
 const MAX_FITTED_MS = 15 * MINUTE_MS;
 /** Of a session's whole time, that its latest work must fill to be seen in it. */
 const MIN_SHARE = 1 / 8;
+/** As much of a long wait for the person is seen, of the work before it. */
+const WAIT_SHARE = 1 / 3;
 /** Lengths of a window that ends now: it grows in steps, so that bars don't shrink all the time. */
 const FITTED_MS = [
   ...[0.5, 1, 2, 3, 5, 10, 15, 20, 30, 45].map((minutes) => minutes * MINUTE_MS),
@@ -93,7 +95,8 @@ export function zoomed(
 
 /**
  * The window around what goes on, or went on last: all work up to the latest pause. Waiting for the
- * person is a pause. Of a session's page it is the whole session, where its latest work is seen in it.
+ * person is a pause, of which some is seen. Of a session's page it is the whole session, where its latest
+ * work is seen in it.
  *
  * @returns null: there are no sessions
  */
@@ -117,7 +120,9 @@ export function fitted(rows: Rows, now: number): { window: Window; follows: bool
   } else from = Math.max(from, last - MAX_FITTED_MS);
   if (!follows) {
     const pad = Math.max((to - from) * NOW_MARGIN, SECOND_MS);
-    return { window: windowOf(from - pad, to + pad, now), follows };
+    const isWaiting = sessions.some(({ row }) => row.waiting_since !== null);
+    const after = isWaiting ? Math.max(pad, (to - from) * WAIT_SHARE) : pad;
+    return { window: windowOf(from - pad, to + after, now), follows };
   }
   const needed = (now - from) / (1 - 2 * NOW_MARGIN);
   const wanted = isOverview ? Math.min(needed, MAX_FITTED_MS) : needed;
