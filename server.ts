@@ -22,16 +22,7 @@
  */
 
 import { Database, SQLiteError } from "bun:sqlite";
-import {
-  chmodSync,
-  closeSync,
-  type Dirent,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  realpathSync,
-  statSync,
-} from "node:fs";
+import { appendFileSync, chmodSync, mkdirSync, readdirSync, realpathSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { createDashboard } from "./dashboard/bundle.ts";
 import { createLogin, loginPage } from "./dashboard/login.ts";
@@ -41,20 +32,14 @@ import { traceEvents } from "./follow/trace.ts";
 import { version } from "./package.json";
 import { agentOfTask, fromPai } from "./plugin/pai.ts";
 import { defaultDataDir, PLUGIN_VERSION, pluginFor, runCommand } from "./plugin/install.ts";
-import {
-  createSenders,
-  type Heard,
-  type Senders,
-  type Sent,
-  STALE_MS,
-  STALE_OPEN_MS,
-  UNHEARD_MS,
-} from "./plugin/senders.ts";
+import { createSenders, type Heard, type Senders, type Sent } from "./plugin/senders.ts";
+import { STALE_MS, STALE_OPEN_MS, UNHEARD_MS } from "./plugin/senders.ts";
 
 const SECOND_MS = 1_000;
 const MINUTE_MS = 60 * SECOND_MS;
 const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
+const iso = (ms: number) => new Date(ms).toISOString();
 
 let lastSlice = Promise.resolve();
 /** Between two slices of long work: a turn of the event loop, so that requests and other long answers have theirs. */
@@ -77,6 +62,7 @@ const HOURS = /^(?=.*[1-9])\d{0,9}(\.\d{1,20})?$/; // above 0
 const HOST = /^([\w.-]+|\[?[0-9a-f:.]+\]?)$/i;
 const HOST_HEADER = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?$/i; // group 1: name, or [v6]
 const LEVEL = new RegExp(`^(${LOG_LEVELS.join("|")})$`, "i");
+const TRUE_OR_FALSE: Rule = [/^(true|false)$/i, "true or false"];
 const TOKEN = /^[\x21-\x7e]{32,}$/;
 const ORIGIN: Format = { test: (text) => URL.parse(text)?.origin === text };
 const items = (list: string) => list.split(",").flatMap((item) => item.trim() || []);
@@ -113,9 +99,7 @@ export function loadConfig(env: Record<string, string | undefined>) {
     allowedOrigins: items(read("ALLOWED_ORIGINS", "", list(ORIGIN), "origins, comma-separated")),
     maxSubscribers: Number(read("MAX_SUBSCRIBERS", "256", ...wholeNumber(1, 100_000))),
     paiPort: Number(read("PAI_OBSERVABILITY_PORT", "8889", ...wholeNumber(0, 65_535))),
-    isPaiEnabled: /^true$/i.test(
-      read("PAI_OBSERVABILITY_ENABLED", "true", /^(true|false)$/i, "true or false"),
-    ),
+    isPaiEnabled: /^true$/i.test(read("PAI_OBSERVABILITY_ENABLED", "true", ...TRUE_OR_FALSE)),
     followers: Object.fromEntries(
       Object.entries(FOLLOWER_VARIABLES).map(([name, rule]) => [name, read(name, ...rule)]),
     ),
@@ -193,7 +177,6 @@ const isEventType = (value: unknown): value is EventType =>
 const isOutcome = (value: unknown): value is Outcome => OUTCOMES.some((known) => known === value);
 const isName = (value: unknown) =>
   typeof value === "string" && value.length > 0 && value.length <= MAX_ID_CHARS;
-/** Well-formed, or two ids could be stored as one; and no URL can name `.` and `..`. */
 const isId = (value: unknown) => isName(value) && !/^\.\.?$|\p{Surrogate}/u.test(String(value));
 const numberOrNull = (value: unknown) => (typeof value === "number" ? value : null);
 /** Well-formed, because SQLite keeps UTF-8: a lone surrogate would come back as another string. */
@@ -204,7 +187,6 @@ const whole = (value: unknown, units = 1) =>
 
 const MAX_ID_CHARS = 256;
 const MAX_FACT_CHARS = 4_096; // of a fact or a preview: short by nature; the event keeps all
-const MAX_DURATION_MS = 1e12; // thirty years: nothing takes longer, and sums of it stay exact
 const MAX_DEPTH = 64; // JSON.stringify and SQLite's own functions give up at some depth
 const EPOCH_SECONDS_LIMIT = 1e11; // from here on milliseconds: as such it is 1973, as seconds 5138
 const ISO_WITH_OFFSET = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$/;
@@ -221,13 +203,13 @@ const amount = (what: string, min: number, max: number) =>
 
 const NAME = field(`a string of 1 to ${MAX_ID_CHARS} characters`, isName);
 const NEEDED_NAME = required(NAME);
-const ID = field(`${NAME.expected}, other than "." and ".."`, isId); // no URL can name these two
+const ID = field(`${NAME.expected}, other than "." and ".."`, isId); // no URL can name these two; well-formed, or two could be stored as one
 const TEXT = field("a string", (value) => typeof value === "string");
 const FLAG = field("true or false", (value) => typeof value === "boolean");
 const NUMBER = field("a number", Number.isFinite);
 const OBJECT = field("an object", isRecord);
 const LIST = field("an array", Array.isArray);
-const DURATION = amount("a number", 0, MAX_DURATION_MS);
+const DURATION = amount("a number", 0, 1e12); // ms, thirty years: nothing takes longer, and sums of it stay exact
 const TOKENS = amount("a number of tokens", 0, 1e12); // likewise; a number that is none counts as not known
 const COST = amount("a number of US dollars", 0, 1e6); // so that sums of `nanodollars` stay exact
 const TIME = field(
@@ -290,7 +272,7 @@ export const EVENT_TYPES = {
 
 export type EventType = keyof typeof EVENT_TYPES;
 const DECLARED: Record<EventType, Declaration> = EVENT_TYPES;
-const ONE_TYPE = `one of ${Object.keys(EVENT_TYPES).join(", ")}`;
+const TYPE_NAMES = Object.keys(EVENT_TYPES).filter(isEventType);
 
 /** An event as the store takes it; `implied`: the agent behind a task call, stored with it or not at all. */
 export type TelemetryEvent = ReturnType<typeof parseOwn> & { implied?: TelemetryEvent };
@@ -312,7 +294,7 @@ export function parseEvent(body: unknown, receivedAt: number): TelemetryEvent {
 
 function parseOwn(body: Fields, receivedAt: number, typeName = "type") {
   const { id, type, session_id, timestamp, data, ...rest } = body;
-  if (!isEventType(type)) throw invalid(typeName, ONE_TYPE, type);
+  if (!isEventType(type)) throw invalid(typeName, `one of ${TYPE_NAMES.join(", ")}`, type);
   // A number is the id that an exported event has.
   const client_id = Number.isSafeInteger(id) && Number(id) > 0 ? String(id) : id;
   check(ENVELOPE, { session_id, id: client_id, timestamp });
@@ -354,8 +336,10 @@ function parseOwn(body: Fields, receivedAt: number, typeName = "type") {
 }
 
 /** What an event says of its session as a whole. */
-const factsOf = (type: EventType, fields: Fields) =>
-  shortFields(Object.keys(DECLARED[type].facts ?? {}), (name) => fields[name]);
+function factsOf(type: EventType, fields: Fields): Fields {
+  const said = (known = {}) => shortFields(Object.keys(known), (name) => fields[name]);
+  return type === "retry" ? { retry: said(RETRY_FIELDS) } : said(DECLARED[type].facts);
+}
 
 function restoreEvent(row: LogRow): LoggedEvent {
   const fields: Fields = JSON.parse(row.data);
@@ -409,7 +393,6 @@ function cutFact(value: unknown): unknown {
 
 function isDeeperThan(value: object, levels: number): boolean {
   if (levels === 0) return true;
-  // A loop: half a million numbers are looked at in 7 ms.
   for (const part of Array.isArray(value) ? value : Object.values(value))
     if (typeof part === "object" && part !== null && isDeeperThan(part, levels - 1)) return true;
   return false;
@@ -493,15 +476,14 @@ function spanRow({ id, session_id, kind, key }: SpanKey & Id, halves: Halves, ch
   const { start, end } = halves;
   const first = (name: string) => start?.fields[name] ?? end?.fields[name];
   const last = (name: string) => end?.fields[name] ?? start?.fields[name];
-  const beganAt = (event: LoggedEvent | null) =>
-    event ? event.timestamp - (event.duration_ms ?? 0) : Infinity;
-  const started_at = Math.min(beganAt(start), beganAt(end));
+  const beganAt = [start, end].flatMap((it) => (it ? it.timestamp - (it.duration_ms ?? 0) : []));
+  const started_at = Math.min(...beganAt);
   const [began, outcome] = [start && outcomeOf(start), end && outcomeOf(end)];
   const shown = SPAN_FIELDS[kind];
   return {
     ...{ id, session_id, kind, key, started_at }, // id: of its first stored event
     ended_at: end?.timestamp ?? (began && start ? start.timestamp : null), // null: open
-    name: textOrNull(first(shown.name)) ?? (kind === "wait" ? "input" : "unknown"),
+    name: spanText(first(shown.name)) ?? (kind === "wait" ? "input" : "unknown"),
     duration_ms:
       end?.duration_ms ?? start?.duration_ms ?? (start && end ? end.timestamp - started_at : null),
     waited_ms: kind === "tool" ? whole(end?.fields.waited_ms) : null,
@@ -609,7 +591,7 @@ const MIGRATIONS = [
      data        TEXT    NOT NULL
    );
    CREATE INDEX events_session_id ON events (session_id);
-   CREATE INDEX events_timestamp ON events (timestamp);
+   CREATE INDEX events_timestamp ON events (timestamp); -- specified; nothing here asks it
    CREATE TABLE watermark (event_id INTEGER NOT NULL); -- events up to it may be gone: a cursor below it is told so
    -- Ids start at the time of creation, in microseconds: cursors from an earlier database of this directory are below.
    INSERT INTO sqlite_sequence (name, seq) VALUES ('events', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000);
@@ -623,7 +605,7 @@ const MIGRATIONS = [
    CREATE INDEX events_cuts ON events (session_id, timestamp, type) WHERE type = 'session_end' OR type = 'turn_start';
    CREATE INDEX events_errors ON events (timestamp) WHERE type = 'session_error';
    CREATE TABLE unfolded (next_id INTEGER NOT NULL);
-   -- The sessions that retention took, the latest 10,000: who missed more is below the watermark.
+   -- The sessions that are gone, the latest 10,000: who missed more is below the watermark.
    CREATE TABLE deletions (
      id            INTEGER PRIMARY KEY AUTOINCREMENT,
      session_id    TEXT    NOT NULL UNIQUE,
@@ -640,7 +622,6 @@ const MIGRATIONS = [
    CREATE TABLE gaps (from_id INTEGER NOT NULL, to_id INTEGER NOT NULL);`,
 
   "", // changed the folds, as the next does
-
   `CREATE VIRTUAL TABLE search USING fts5 (words, content = '', contentless_delete = 1, detail = none, tokenize = 'ascii');
    CREATE TRIGGER events_search AFTER DELETE ON events BEGIN DELETE FROM search WHERE rowid = OLD.id; END;
    ALTER TABLE watermark ADD COLUMN indexed_to INTEGER NOT NULL DEFAULT 0; -- events up to it are in there
@@ -719,7 +700,7 @@ type Binds = Record<string, string | number | boolean | null>;
 type Sql = ReturnType<typeof createSql>;
 
 Database.MAX_QUERY_CACHE_SIZE = 200; // each statement is prepared once: Bun keeps them by their text
-/** In a statement `+$name`: for `$name` alone SQLite plans it anew with each value, where a partial index might serve. */
+/** `+$name` in a statement: for `$name` alone SQLite plans it anew with each value, where a partial index might serve. */
 function createSql(db: Database) {
   return <Row>(text: string) => db.query<Row, Binds>(text);
 }
@@ -736,7 +717,7 @@ function upsert(sql: Sql, table: string, key: string) {
      ON CONFLICT (${key}) DO UPDATE SET ${others.map((name) => `${name} = excluded.${name}`).join(", ")}`);
 }
 
-// -- Usage: how often and how long, per minute and hour; what models took, per day
+// -- Usage: how often and how long, per minute, hour and day; what models took, per day
 
 const PERIODS_MS = [DAY_MS, HOUR_MS, MINUTE_MS];
 const SPEND_KEPT_MS = 400 * DAY_MS; // whatever the retention of events
@@ -877,10 +858,8 @@ function createSessions(sql: Sql, usage: Usage) {
     ...{ touched, open, mark },
     /** One more event that is in the log. */
     add(event: LoggedEvent): void {
-      const { type, timestamp: at, fields } = event;
+      const { type, timestamp: at, facts } = event;
       const { kind } = DECLARED[type];
-      const retry = () => shortFields(Object.keys(RETRY_FIELDS), (name) => fields[name]);
-      const facts = type === "retry" ? { retry: retry() } : event.facts;
       const fold = open(event.session_id);
       fold.event_count++;
       fold.started_at = Math.min(fold.started_at, at);
@@ -1004,15 +983,13 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
   }
 
   /** Moves what a span counts for from what it was to what it is. */
-  function count({ old, row }: TouchedSpan, head: number, hasAgents: boolean): void {
+  function count({ old, row }: TouchedSpan, head: number): void {
     if (row.outcome !== null && !old?.outcome) ended.add(row);
     const session = sessions.open(row.session_id);
-    const mayHaveAgent = hasAgents || session.agent_count > 0 || hasErred(old) || hasErred(row);
     // An agent's time and error are those of its call, too. What `find` loads here is among the touched
     // from then on, so `flush` comes to it, and counts it again.
     if (row.key && row.kind === "agent") find({ ...row, kind: "tool" });
-    const isAsked = row.key && row.kind === "tool" && mayHaveAgent;
-    const agent = isAsked ? find({ ...row, kind: "agent" }) : null;
+    const agent = row.key && row.kind === "tool" ? find({ ...row, kind: "agent" }) : null;
     const before = old && contribution(old, session.directory, agent?.old);
     const after = contribution(row, session.directory, agent?.row);
     if (before) usage.add(before, -1, session);
@@ -1036,11 +1013,13 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
       }
     },
     /** Takes back what the span that began with event `id` counts for, if there is one. */
-    takeBack(id: number, directory: string | null): void {
+    takeBack(id: number, directory: string | null, last: number): void {
       const row = selectById.get({ id });
       if (row === null) return;
       const agentId = row.kind === "tool" && row.key ? idOf({ ...row, kind: "agent" }) : undefined;
-      const agent = agentId === undefined ? null : selectById.get({ id: agentId });
+      // One that began after the deletion is of the session that began anew.
+      const agent =
+        agentId === undefined || agentId > last ? null : selectById.get({ id: agentId });
       usage.add(contribution(row, directory, agent), -1);
     },
     add(event: LoggedEvent): void {
@@ -1067,8 +1046,7 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
         if (old !== null) pairLater(old.session_id, old.name);
       }
       for (const [session_id, name] of groups.values()) pair(session_id, name, head);
-      const hasAgents = touched.values().some(({ row }) => row.kind === "agent");
-      for (const span of touched.values()) count(span, head, hasAgents);
+      for (const span of touched.values()) count(span, head);
       touched.clear();
       groups.clear();
       if (recent.size < MAX_RECENT_KEYS) return;
@@ -1099,8 +1077,7 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
     SELECT id FROM events WHERE client_id = $client_id AND session_id = $session_id
      UNION ALL SELECT id FROM events WHERE id = $client_id AND session_id = $session_id`);
   const tellOpen = sql(`UPDATE spans SET changed_id = $head WHERE id IN (
-       SELECT id FROM spans WHERE session_id = $id AND ended_at IS NULL ORDER BY started_at DESC LIMIT ${SLICE_ROWS}
-     )`);
+       SELECT id FROM spans WHERE session_id = $id AND ended_at IS NULL ORDER BY started_at DESC LIMIT ${SLICE_ROWS})`);
   const usage = createUsage(sql);
   const sessions = createSessions(sql, usage);
   const spans = createSpans(sql, sessions, usage);
@@ -1233,7 +1210,7 @@ function textIn(value: unknown): string {
 }
 /** Without accents, signs and capitals, so that none of them is syntax to SQLite. */
 const wordsIn = (value: unknown): string[] =>
-  textIn(value).toLowerCase().normalize("NFKD").replace(/\p{M}/gu, "").match(WORD) ?? [];
+  textIn(value).normalize("NFKD").toLowerCase().replace(/\p{M}/gu, "").match(WORD) ?? [];
 
 function createSearch(db: Database, sql: Sql) {
   const selectNext = sql<LogRow>(`
@@ -1338,7 +1315,8 @@ function createReader(sql: Sql, senders: Senders) {
     FROM spans JOIN sessions ON sessions.id = session_id WHERE spans.id = +$id AND spans.id > deleted_to`);
   const eventColumns = `id, type, session_id, timestamp, duration_ms, data, IIF(type = 'session_end',
      (SELECT fold ->> 'started_at' FROM sessions WHERE sessions.id = session_id), NULL) AS started_at`;
-  const selectEvent = sql<StoredEvent>(`SELECT ${eventColumns} FROM events WHERE id = $id`);
+  const selectEvent = sql<StoredEvent>(`SELECT ${eventColumns} FROM events WHERE id = $id
+     AND id > (SELECT deleted_to FROM sessions WHERE sessions.id = session_id)`);
   const head = () =>
     sql<{ seq: number }>("SELECT seq FROM sqlite_sequence WHERE name = 'events'").get({})?.seq ?? 0;
 
@@ -1367,7 +1345,7 @@ function createReader(sql: Sql, senders: Senders) {
       status,
       stale_at: status === "stale" ? iso(stale_at) : null,
       is_lost: status === "stale" && fold.sender !== null,
-      ...{ tool_count, agent_count, event_count }, // those that run are counted too
+      ...{ tool_count, agent_count, event_count, turn_count }, // those that run are counted too
       error_count: fold.error_count + (is_excused ? 0 : own_errors),
       is_excused, // its agent's failure is told as one with its own errors
       last_event_at: iso(last_event_at),
@@ -1377,7 +1355,6 @@ function createReader(sql: Sql, senders: Senders) {
       now: isActive ? activeness(fold, selectSpan.get({ id: row.newest_id })) : null,
       cost: { own: fold.cost, total: total?.cost ?? null }, // US dollars; total: with all below it; null: not known
       tokens: { own: fold.tokens, total: total?.tokens ?? null },
-      turn_count,
       working_since: isActive && isWorking ? iso(begun_at) : null, // null: no turn goes on
       worked_ms: fold.worked_ms + Math.max(0, first_end_at - started_at) + latest_ms, // within turns, to the latest event
     };
@@ -1588,12 +1565,11 @@ function createReader(sql: Sql, senders: Senders) {
 
   /** The rows that time alone has changed: of sessions that became stale after `from`, the latest. */
   function staleRows(from: number, now: number) {
-    const allSenders = `SELECT sender FROM sessions INDEXED BY sessions_sender WHERE is_over = 0 AND sender IS NOT NULL`;
     const turned = senders.turned(from, now);
     // By their senders; or by their age, also where the sender isn't heard.
     const select = sql<{ id: string }>(`
       SELECT id, last_event_at FROM sessions INDEXED BY sessions_sender WHERE is_over = 0 AND sender IS NOT NULL
-        AND sender IN (${turned === null ? allSenders : "SELECT value FROM json_each($turned)"})
+        ${turned === null ? "" : "AND sender IN (SELECT value FROM json_each($turned))"}
       UNION SELECT sessions.id, last_event_at FROM json_each('[${UNHEARD_MS}, ${STALE_MS}, ${STALE_OPEN_MS}]') CROSS JOIN sessions
         WHERE is_over = 0 AND last_event_at > $from - value AND last_event_at <= $now - value
           AND (sender IS NULL) = (value >= ${STALE_MS})
@@ -1626,14 +1602,13 @@ function createReader(sql: Sql, senders: Senders) {
     const upTo = Math.ceil(to / MINUTE_MS) * MINUTE_MS;
     for (const period of by ? [days] : periodsIn(from - (from % MINUTE_MS), upTo))
       for await (const cell of paged(select, { kind, name: "", ...period }, Infinity, toCell)) {
-        const name: string = by ? JSON.parse(cell.name)[by] : cell.name;
+        const name: string = by ? JSON.parse(cell.name)[by] || null : cell.name;
         const sums = stats.get(name) ?? { count: 0 };
         stats.set(name, sums);
         addTo(sums, cell.sums);
       }
     const used = [...stats].filter(([, { count = 0 }]) => count > 0);
-    const countOf = ({ count = 0 }: Sums) => count;
-    if (!by) used.sort(([a, one], [b, two]) => countOf(two) - countOf(one) || (a < b ? -1 : 1));
+    if (!by) used.sort(([a, { count: x = 0 }], [b, { count: y = 0 }]) => y - x || (a < b ? -1 : 1));
     for (const [name, sums] of used) {
       const { count = 0, timed = 0, total_ms = 0, waited_ms = 0, errors: error_count = 0 } = sums;
       yield {
@@ -1673,15 +1648,13 @@ function activeness({ facts, last_end_at, last_model_at }: SessionFold, newest: 
     return {
       ...{ kind: "retry" as const, name: null, text: spanText(message), started_at: iso(at) },
       attempt: numberOrNull(attempt),
-      retry_at: retry_at == null ? null : iso(timeOf(retry_at)),
+      retry_at: timeOf(retry_at) ? iso(timeOf(retry_at)) : null,
     };
   }
   if (newest === null) return null;
   const { kind, name, text, started_at } = newest;
   return { kind, name, text, started_at: iso(started_at) };
 }
-
-const iso = (ms: number) => new Date(ms).toISOString();
 
 // -- Retention
 
@@ -1705,8 +1678,9 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
     SELECT id, parent_id, (SELECT MAX(id) FROM events WHERE session_id = sessions.id) AS last
      FROM sessions WHERE is_over IN (0, 1) AND (id = $asked OR last_event_at < $cutoff) LIMIT 1`);
   const selectChildren = sql<{ id: string }>("SELECT id FROM sessions WHERE parent_id = $id");
-  const selectCounting = sql<{ session_id: string; directory: string | null }>(`
-    SELECT session_id, directory FROM deletions WHERE counted_from <= last_event_id LIMIT 1`);
+  type Counting = { session_id: string; directory: string | null; last: number };
+  const selectCounting = sql<Counting>(`
+    SELECT session_id, directory, last_event_id AS last FROM deletions WHERE counted_from <= last_event_id LIMIT 1`);
   const selectCounted = sql<CountedEvent & Id>(`
     SELECT events.id, type, timestamp, failed FROM deletions JOIN events USING (session_id)
      WHERE session_id = $session_id AND events.id >= counted_from AND events.id <= last_event_id
@@ -1727,11 +1701,11 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
   let isStopped = false;
 
   /** What a person deletes counts no longer: some of its events, and what began with them. */
-  function takeBack({ session_id, directory }: { session_id: string; directory: string | null }) {
+  function takeBack({ session_id, directory, last }: Counting) {
     const events = selectCounted.all({ session_id });
     for (const event of events) {
       usage.addEvent(event, -1);
-      spans.takeBack(event.id, directory);
+      spans.takeBack(event.id, directory, last);
     }
     usage.flush();
     setCounted.run({ id: session_id, next: (events.at(-1)?.id ?? LAST - 1) + 1 });
@@ -1859,17 +1833,17 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
 
 /** The database at `path` and a lock on it; the directory, and our files in it, are for their owner only. */
 function takeDirectory(dir: string, path: string) {
-  const isOurs = (it: Dirent) => it.isFile() && it.name.startsWith("observability.db"); // no link, no folder
   try {
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     // Before SQLite gives them a wider mode; that of the database is also that of -wal and -shm.
-    closeSync(openSync(path, "a", 0o600));
+    appendFileSync(path, "", { mode: 0o600 });
     const lockPath = `${realpathSync(path)}.lock`; // one, also where two directories link to the file
-    closeSync(openSync(lockPath, "a", 0o600));
+    appendFileSync(lockPath, "", { mode: 0o600 });
     const entries = readdirSync(dir, { withFileTypes: true });
+    const ours = entries.filter((it) => it.isFile() && it.name.startsWith("observability.db")); // no link, no folder
     // A directory that was there already is left as it is where it holds other things than ours.
-    if (entries.every((it) => it.name === ".gitkeep" || isOurs(it))) chmodSync(dir, 0o700);
-    for (const { name } of entries.filter(isOurs)) chmodSync(join(dir, name), 0o600);
+    if (entries.every((it) => it.name === ".gitkeep" || ours.includes(it))) chmodSync(dir, 0o700);
+    for (const { name } of ours) chmodSync(join(dir, name), 0o600);
     // A transaction in a database of its own: the system ends it with the process, however that ends.
     const lock = new Database(lockPath);
     lock.run("PRAGMA journal_mode = MEMORY"); // nothing is written: no journal file
@@ -2222,7 +2196,6 @@ const MAX_BODY_BYTES = 1024 * 1024;
 const MAX_REFUSED = 1_000;
 const JSON_TYPE = "application/json";
 const NDJSON = "application/x-ndjson";
-const EVENT_STREAM = "text/event-stream";
 const decoder = new TextDecoder("utf-8", { fatal: true });
 const CORS_HEADERS = {
   "Access-Control-Allow-Methods": "GET, POST, DELETE",
@@ -2312,8 +2285,7 @@ type RoutedRequest = Request & { params?: Record<string, string> }; // what the 
 type Handler = (query: Query, req: RoutedRequest) => Response | Promise<Response>;
 type Routes = Record<string, Handler>; // by method and path
 type Query = ReturnType<typeof createQuery>;
-/** The arrays of an answer, by their names. */
-type Lists = Record<string, Iterable<object> | AsyncIterable<object | string>>;
+type Lists = Record<string, Iterable<object> | AsyncIterable<object | string>>; // of an answer, by their names
 type Parts = { config: Config; guard: Guard; store: Store; hub: Hub; ingest: Ingest; log: Log };
 
 const DEFAULT_LIMIT = 100;
@@ -2402,7 +2374,6 @@ const NUMBER_PARAMS = {
   days: wholeNumber(1, 400),
   before_hours: [/^(?=.)\d{0,9}(\.\d{1,9})?$/, "a number from 0, fractions allowed"],
 } as const;
-const EVENT_TYPE_NAMES = Object.keys(EVENT_TYPES).filter(isEventType);
 
 /** Reads the query of a URL. What isn't there is null, or `absent`. @throws HttpError 400 where it is wrong */
 function createQuery(url: string) {
@@ -2412,9 +2383,9 @@ function createQuery(url: string) {
 
   function number<Absent>(name: keyof typeof NUMBER_PARAMS, absent: Absent): number | Absent {
     const given = get(name);
-    const [format, expected] = NUMBER_PARAMS[name];
-    if (given !== null && !format.test(given)) throw invalid(name, expected, given);
     if (given === null) return absent;
+    const [format, expected] = NUMBER_PARAMS[name];
+    if (!format.test(given)) throw invalid(name, expected, given);
     return format === A_TIME ? timeOf(given) : Number(given);
   }
 
@@ -2524,7 +2495,7 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const limit = query.number("limit", isExport ? Infinity : DEFAULT_LIMIT);
       const after = query.number("after", null);
       const before = Math.min(query.number("before", Infinity), store.head() + 1); // so that an export ends
-      const type = query.choice("type", EVENT_TYPE_NAMES);
+      const type = query.choice("type", TYPE_NAMES);
       const [sessionId, q, tool] = [query.text("sessionId"), query.text("q"), query.text("tool")];
       const [from, to] = [query.number("from", 0), query.number("to", Infinity)];
       const filter = { after, before, sessionId, type, q, tool, from, to };
@@ -2542,7 +2513,7 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const cursor = req.headers.get("last-event-id") || query.text("lastEventId");
       const hasRows = query.text("include")?.split(",").includes("rows") ?? false;
       const frames = hub.subscribe(query.text("sessionId"), cursor, hasRows);
-      return reply(frames, { "Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no" }); // for nginx
+      return reply(frames, { "Content-Type": "text/event-stream", "X-Accel-Buffering": "no" }); // for nginx
     },
     "GET /api/sessions": (query) => {
       const status = query.choice("status", ["active", "waiting", "completed", "stale"]);
@@ -2558,7 +2529,7 @@ function createRoutes(parts: Parts, now: Clock): Routes {
     },
     "DELETE /api/sessions/:sessionId": async (_query, { params: { sessionId = "" } = {} }) => {
       const count = await store.prune(0, undefined, hub.publish, [sessionId]);
-      if (count === 0) throw new HttpError(404, "no such session");
+      if (count === 0) throw noSession(sessionId);
       return reply(null, {}, 204);
     },
     "DELETE /api/sessions": async (query) => {
@@ -2750,8 +2721,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
     setInterval(() => hub.publish(now()), SWEEP_INTERVAL_MS),
   ];
 
-  const shown = host.includes(":") ? `[${host}]` : host;
-  const url = `http://${shown}:${servers[0]?.port}`;
+  const url = `http://${host.includes(":") ? `[${host}]` : host}:${servers[0]?.port}`;
   const env = { ...config.followers, AUTH_TOKEN: config.authToken ?? "", DATA_DIR: config.dataDir };
   const programs = new URL("./follow/", import.meta.url);
   const stopFollowers = startFollowers({ server: url, programs, env, log: log.error });

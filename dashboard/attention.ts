@@ -72,7 +72,9 @@ function needOf(rows: Rows, node: TreeNode, usual: Usual, now: number) {
   if (is_lost && isRecent) return told("lost", endedAt, does());
   if (status === "active") {
     if (children.some(({ goesOn }) => goesOn)) return null; // it waits for them
-    const p95 = open?.kind === "tool" ? usual?.get(open.name ?? "") : undefined;
+    // How long an agent's call takes is told without its agent.
+    const runsAgent = spansOf(rows, session.row.id).agent.some(({ end }) => end === null);
+    const p95 = open?.kind === "tool" && !runsAgent ? usual?.get(open.name ?? "") : undefined;
     if (p95 === undefined) {
       if (now - latest < SILENT_MS) return null;
       return told("silent", latest, joined(["Silent", doing()?.text ?? null], ": "));

@@ -108,7 +108,7 @@ export function createList<T extends { key: string | number }>(
     const wanted = new Set(items.map(({ key }) => key));
     const spare = [...rows].filter(([key]) => !wanted.has(key)).map(([, row]) => row);
     for (const item of items) {
-      const row = rows.get(item.key) ?? spare.pop() ?? createRow();
+      const row = next.get(item.key) ?? rows.get(item.key) ?? spare.pop() ?? createRow();
       row.update(item);
       next.set(item.key, row);
     }

@@ -143,6 +143,8 @@ function aboutOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): str
   return said.map((name) => asText(fields[name])).find((text) => text !== null) ?? null;
 }
 
+/** Of JSON, in which an argument that tells most is looked for. */
+const SEARCHED_CHARS = 4_096;
 const SUMMARY_ARGS =
   "command pattern filePath file_path path url query question description prompt".split(" ");
 
@@ -169,9 +171,15 @@ function todosSummary(todos: unknown): string | null {
 /** The one argument that tells most of a call, else all of them as JSON. JSON that was cut short will do. */
 export function argsSummary(args: unknown): string | null {
   const parsed = typeof args === "string" ? parseRecord(args) : args;
+  if (isRecord(parsed))
+    for (const name of SUMMARY_ARGS) {
+      const value = parsed[name];
+      if (typeof value === "string" && value !== "") return value;
+    }
   const json = asText(parsed ?? args);
   if (json === null || json === "{}") return null;
-  return (isRecord(parsed) ? todosSummary(parsed.todos) : null) ?? telling(json) ?? json;
+  const told = isRecord(parsed) ? todosSummary(parsed.todos) : null;
+  return told ?? telling(json.slice(0, SEARCHED_CHARS)) ?? json;
 }
 
 /** `{"filePath":"a.ts","oldString":"…` → `a.ts`; of todos all: `Read it, Mend it` */
@@ -303,7 +311,7 @@ export function matchesFilter(
 }
 
 // As the server's index has them, so that what it finds is let through: without accents, signs and capitals.
-const fold = (text: string) => text.toLowerCase().normalize("NFKD").replace(/\p{M}/gu, "");
+const fold = (text: string) => text.normalize("NFKD").toLowerCase().replace(/\p{M}/gu, "");
 
 export function wordsIn(text: string): string[] {
   return fold(text).match(/[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu) ?? [];

@@ -114,9 +114,9 @@ const stream = createStream({
   async load(isWanted) {
     takePending(Infinity);
     if (isLoaded) return null;
-    const loaded = await Promise.all([loadRows(), getOverview()]);
+    const loaded = await loadRows();
     if (!isWanted()) return null;
-    [rows, overview] = loaded;
+    rows = loaded;
     pending = [];
     isLoaded = true;
     showLoaded();
@@ -253,9 +253,10 @@ async function loadCallsOf(id: string): Promise<void> {
 function showPage(): void {
   const page = route.isSpend ? "spend" : route.sessionId === null ? "overview" : "session";
   const view = rows.sessions.size === 0 ? "empty" : page;
-  if (document.body.dataset.view === view) return;
+  const shown = document.body.dataset.view;
+  if (shown === view) return;
   document.body.dataset.view = view;
-  if (view !== "session" && stream.isOpen()) void ask(loadUsage()); // else as soon as it is
+  if (view !== "session" && shown !== "loading") void ask(loadUsage()); // then as soon as the stream is open
 }
 
 function showHeader(): void {

@@ -78,7 +78,14 @@ const serviceDirectory = () =>
   join(userDataDir(process.platform, homedir(), process.env), "service");
 
 /** @throws where there is something that can't be looked at */
-const isThere = (path: string) => fs.statSync(path, { throwIfNoEntry: false }) !== undefined;
+function isThere(path: string): boolean {
+  try {
+    return fs.statSync(path, { throwIfNoEntry: false }) !== undefined;
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return false;
+    throw error;
+  }
+}
 
 function readText(path: string): string | null {
   if (!isThere(path)) return null;

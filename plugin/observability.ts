@@ -2335,8 +2335,8 @@ function createSender({ onStored, onRefused, onDropped, ...connection }: SenderO
 }
 
 // ─── Presence ────────────────────────────────────────────────────────────────
-// Says that this process lives while one of its sessions runs, so that the server knows what a
-// process that was killed has left open. Nothing depends on it: a server without it answers 404.
+// Says that this process lives, at its start and while one of its sessions runs, so that the server knows
+// what a process that was killed has left open. A server without it answers 404.
 
 /** Runs `action` once, after `ms`, unless it is cancelled by what it returns. */
 type Schedule = (action: () => void, ms: number) => () => void;

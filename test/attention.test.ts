@@ -74,6 +74,12 @@ test.each<[string, Partial<Session>, Partial<Span>[], string | null]>([
     [{ kind: "wait", started_at: ago(9), ended_at: ago(2) }],
     null,
   ],
+  [
+    "whose call runs an agent: its usual time is told without that",
+    call("read", 4),
+    [{ kind: "agent", started_at: ago(4), ended_at: null }],
+    null,
+  ],
   ["whose call takes under a minute", call("read", 0.9), [], null],
   ["whose call is of an unknown tool", call("new", 4), [], null],
   ["that was done", ended(1, { reason: "completed" }), [{ outcome: "failed" }], null],

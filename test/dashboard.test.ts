@@ -546,7 +546,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await page.text("#stat-needs-name")).toStartWith("Third of them, ");
     expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Attention 1", "Ended 2"]);
     expect(await page.text("#connection")).toBe("Live");
-    expect(Number(await page.text("#stat-errors-link"))).toBeGreaterThan(0);
+    await waitFor(async () => Number(await page.text("#stat-errors-link")) > 0, "what failed");
     expect(await page.texts(".session-label")).toEqual(
       expect.arrayContaining(["Third of them", "Look around", "Session 1, done"]),
     );

@@ -45,9 +45,12 @@ async function isOpen(view: Bun.WebView): Promise<boolean> {
   }
 }
 
+/** A page that hangs can't be emptied. */
+const giveUp = () => Bun.sleep(1_000).then(() => null);
+
 async function openTab(width: number, height: number): Promise<Bun.WebView> {
   while (emptyTabs.length > 0) {
-    const emptied = await emptyTabs.shift();
+    const emptied = await Promise.race([emptyTabs.shift(), giveUp()]);
     // Those of an earlier test file are closed by then.
     if (emptied && (await isOpen(emptied))) return emptied;
   }
@@ -129,11 +132,11 @@ export async function openPage(
         await view.cdp("Page.removeScriptToEvaluateOnNewDocument", script);
         return view;
       };
-      const giveUp = () => {
+      const close = () => {
         view.close();
         return null;
       };
-      emptyTabs.push(empty().catch(giveUp));
+      emptyTabs.push(empty().catch(close));
     },
   };
   await waitFor(

@@ -199,7 +199,10 @@ describe.skipIf(!hasChromium)("the page", () => {
   });
 
   test("spend: as the API sums it up, against the time before", async () => {
+    await page.click("#connection"); // paused: it is asked for all the same
     await page.click('.header a[href="#/spend"]');
+    await waitFor(async () => (await page.text("#spend-days strong")) !== null, "what was spent");
+    await page.click("#connection");
     type Row = { model: string; cost: number };
     const costs = async (days: number, before = 0) => {
       const query = `by=model&days=${days}&before_hours=${before * 24}`;

@@ -185,8 +185,9 @@ describe("doctor", () => {
   test("a wrong token, a plugin that isn't there, a second one, a file that others may read, a wrong clock", async () => {
     const now = () => Date.now() - 3_600_000;
     await using server = await startTestServer({ config: { authToken: TOKEN }, now });
-    const { run, old } = makeHome();
+    const { home, run, old } = makeHome();
     await write(old, withVersion("1.0.0"));
+    await write(`${home}/.opencode`, "not a directory");
     fs.chmodSync(databasePath(server.dataDir), 0o644);
     const { exitCode, said } = await run("doctor", {
       PORT: String(server.port),

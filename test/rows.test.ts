@@ -638,6 +638,7 @@ describe("words", () => {
 
   test.each<[unknown, string | null]>([
     [{ a: 1 }, '{"a":1}'],
+    [{ path: "top", options: { command: "nested" } }, "top"],
     [{ questions: [{ question: "Which?", options: [{ description: "this" }] }] }, "Which?"],
     [
       {

@@ -120,12 +120,14 @@ describe("GET /api/events?q=", () => {
       call("bash", "done🎉 👩‍💻"),
       call("bash", "Ünïcödé ﬁle Ⅻ"),
       call("bash", "안녕하세요"),
+      call("bash", "Acme™"),
     ]);
     await using _ = server;
     expect(await find("東京")).toEqual([0]);
     expect(await find("京都")).toEqual([1]);
     expect(await find("タワー 行く")).toEqual([0]);
     expect(await find("東")).toEqual([1, 0]);
+    expect(await find("acmetm 𝐀cme™")).toEqual([6]);
     expect(await find("creme brulee")).toEqual([2]);
     expect(await find("CRÈME école")).toEqual([2]);
     expect(await find("🎉")).toEqual([3]);
@@ -150,6 +152,8 @@ describe("GET /api/events?q=", () => {
     ")",
     "a AND",
     "NEAR(a b, 2)",
+    "𝐍𝐎𝐓",
+    "𝐀𝐍𝐃 x",
     "^a",
     "words:bash",
     "{a}: b",

@@ -208,6 +208,36 @@ describe("what models took", () => {
     }
   }, 60_000);
 
+  test("while a session is being deleted none of its events is found, and an agent that comes takes nothing from what its call counted for", async () => {
+    using store = openTestStore();
+    const event = (type: string, data: Record<string, unknown>, session_id = "s") =>
+      parseEvent({ type, session_id, timestamp: NOW - HOUR, data }, NOW);
+    const call = (call_id: string, tool: string, duration_ms: number) =>
+      event("tool_use", { call_id, tool, duration_ms });
+    const many = Array.from({ length: 3_000 }, (_, index) => call(`c${index}`, "bash", 5));
+    store.append([many, [call("last", "task", 10_000)]]);
+    const agent = { call_id: "last", subagent_type: "general", duration_ms: 9_000 };
+    let steps = 0;
+    const ALL = { after: null, before: null, sessionId: null, type: null, q: null, tool: null };
+    const found: Promise<string[]>[] = [];
+    const told = () => {
+      if (steps++ > 0) return;
+      store.append([[event("agent_spawn", agent)]]);
+      const events = store.listEvents({ ...ALL, from: 0, to: Infinity }, "newest first", 10);
+      found.push(Array.fromAsync(events, ({ type }) => type));
+    };
+    await store.prune(0, undefined, told, ["s"]);
+    expect(steps).toBeGreaterThan(2);
+    expect(await Promise.all(found)).toEqual([["agent_spawn"]]);
+    store.append([
+      [event("tool_use", { call_id: "x", tool: "task", duration_ms: 1_000 }, "other")],
+    ]);
+    const tools = store.usageStats("tool", NOW - DAY, NOW);
+    expect(await Array.fromAsync(tools, ({ name, sums }) => [name, sums.total_ms])).toEqual([
+      ["task", 1_000],
+    ]);
+  });
+
   test("days outlive retention, and its sessions; 400 of them are kept", async () => {
     using store = openTestStore();
     const answer = (at: number, session_id: string, cost: number): PostedEvent => ({

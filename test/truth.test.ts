@@ -435,6 +435,21 @@ describe("ids and facts", () => {
     expect(JSON.stringify(kept).length).toBeLessThanOrEqual(LIMIT);
     expect(JSON.stringify(todos.slice(0, kept.length + 1)).length).toBeGreaterThan(LIMIT);
   });
+
+  test("a retry at a time that is cut, a wait of a long kind → rows all the same, and short ones", async () => {
+    const retry_at = `2030-01-01T00:00:00.${"0".repeat(5_000)}Z`;
+    const kind = "k".repeat(900_000);
+    await post("long-time", [
+      [MINUTE_MS, "input_requested", { request_id: "r", kind }],
+      [MINUTE_MS - 1, "retry", { attempt: 1, retry_at }],
+    ]);
+    expect(await sessionOf("long-time")).toMatchObject({ now: { kind: "retry", retry_at: null } });
+    const { spans } = await getJson<{ spans: { name: string }[] }>(
+      shared,
+      "/api/spans?sessionId=long-time",
+    );
+    expect(spans.map(({ name }) => name)).toEqual(["k".repeat(300)]);
+  });
 });
 
 /** That of what is stored the stream brings the events of these ids, and no reset; then closes it. */

@@ -63,7 +63,9 @@ function createFigure(root: HTMLElement, find: (query: string) => HTMLElement) {
     const { title, bars } = picture;
     setText(find("figcaption span"), title);
     setAttribute(cursor, "aria-label", title);
+    const isUnread = cursor.value === cursor.max; // it begins at now
     cursor.max = String(bars.length - 1);
+    if (isUnread) cursor.value = cursor.max;
     for (const [index, label] of root.querySelectorAll(".chart-axis :not(:last-child)").entries())
       setText(label, bars[Math.floor((bars.length * index) / 4)]?.label ?? "");
     draw(cursor.matches(":hover, :focus-visible") ? cursor.valueAsNumber : null);
