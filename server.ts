@@ -1592,21 +1592,51 @@ function createReader(sql: Sql, senders: Senders) {
     yield* periodsIn(end, to, shorter);
   }
 
-  /** Per tool, agent or model in [from, to), at whole minutes, the most frequent first; or (`by`) what was spent in whole days. */
-  async function* usageStats(kind: UsageKind, from: number, to: number, by?: string) {
+  /** What was counted in [from, to), at whole minutes; of `spend` in whole days. */
+  async function* cellsOf(kind: UsageKind, from: number, to: number) {
     const select = sql<UsageRow>(`SELECT * FROM usage
        WHERE kind = $kind AND period_ms = $period_ms AND start < $end AND (start, name) > ($start, $name)
        ORDER BY start, name LIMIT ${SLICE_ROWS}`);
-    const stats = new Map<string, Sums>();
     const days = { period_ms: DAY_MS, start: from, end: to };
     const upTo = Math.ceil(to / MINUTE_MS) * MINUTE_MS;
-    for (const period of by ? [days] : periodsIn(from - (from % MINUTE_MS), upTo))
-      for await (const cell of paged(select, { kind, name: "", ...period }, Infinity, toCell)) {
-        const name: string = by ? JSON.parse(cell.name)[by] || null : cell.name;
-        const sums = stats.get(name) ?? { count: 0 };
-        stats.set(name, sums);
-        addTo(sums, cell.sums);
+    for (const period of kind === "spend" ? [days] : periodsIn(from - (from % MINUTE_MS), upTo))
+      yield* paged(select, { kind, name: "", ...period }, Infinity, toCell);
+  }
+
+  /** The same of what the models of a session and all below it spent. */
+  async function* spentBelow(id: string) {
+    const members = sql<{ member: string; directory: string | null }>(`
+      SELECT id AS member, fold ->> 'directory' AS directory FROM sessions WHERE is_over IS NOT NULL AND id IN (${family})`);
+    const select = sql<SpanRow & { before: number }>(`
+      SELECT spans.*, events.id AS before FROM events LEFT JOIN spans ON spans.id = events.id AND kind = 'model'
+       WHERE events.session_id = $member AND events.id < $before ORDER BY before DESC LIMIT ${SLICE_ROWS}`);
+    for (const { member, directory } of members.all({ id }))
+      for await (const span of paged(
+        select,
+        { member, before: LAST },
+        LAST,
+        (it) => it.kind && it,
+      )) {
+        const { names, spent } = contribution(span, directory);
+        yield { name: names.spend, sums: spent };
       }
+  }
+
+  /** Per tool, agent or model, the most frequent first; or (`by`) what was spent, in all or (`sessionId`) by a session and all below it. */
+  async function* usageStats(
+    kind: UsageKind,
+    from: number,
+    to: number,
+    by?: string,
+    sessionId?: string | null,
+  ) {
+    const stats = new Map<string, Sums>();
+    for await (const cell of sessionId ? spentBelow(sessionId) : cellsOf(kind, from, to)) {
+      const name: string = by ? JSON.parse(cell.name)[by] || null : cell.name;
+      const sums = stats.get(name) ?? { count: 0 };
+      stats.set(name, sums);
+      addTo(sums, cell.sums);
+    }
     const used = [...stats].filter(([, { count = 0 }]) => count > 0);
     if (!by) used.sort(([a, { count: x = 0 }], [b, { count: y = 0 }]) => y - x || (a < b ? -1 : 1));
     for (const [name, sums] of used) {
@@ -2569,8 +2599,10 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const by = query.choice("by", ["day", "model", "agent", "directory"]) ?? "day";
       const at = now() - query.number("before_hours", 0) * HOUR_MS;
       const from = at - (at % DAY_MS) - (query.number("days", 30) - 1) * DAY_MS;
-      const days = store.usageStats("spend", from, at + 1, by);
-      const spend = await Array.fromAsync(days, (it) => ({ [by]: it.name, ...spentOf(it.sums) }));
+      const stats = store.usageStats("spend", from, at + 1, by, query.text("sessionId"));
+      const spend = await Array.fromAsync(stats, ({ name, count, sums }) => {
+        return { [by]: name, count, ...spentOf(sums) };
+      });
       return json({ spend: by === "day" ? spend : spend.sort((a, b) => b.cost - a.cost) });
     },
     "GET /api/analytics/activity": (query) =>

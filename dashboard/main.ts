@@ -86,8 +86,9 @@ const calls = createCalls(
   () => frames.requestPanelsNow(),
   (id) => void loadCallsOf(id),
 );
-const sessionTabs = createSessionTabs((tab) =>
-  location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
+const sessionTabs = createSessionTabs(
+  (tab) => location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
+  () => frames.requestPanels(),
 );
 const timeline = createTimeline({
   rows: () => rows,

@@ -119,25 +119,6 @@ export function contextOf(rows: Rows, id: string) {
   return { used, limit, share: Math.min(1, used / limit) };
 }
 
-/** By model, in these sessions; a cost of null: not told. */
-export function modelsOf(rows: Rows, family: ReadonlySet<string>) {
-  const models = new Map<
-    string,
-    { name: string; answers: number; tokens: Tokens; cost: number | null }
-  >();
-  for (const { row } of [...family].flatMap((id) => spansOf(rows, id).model)) {
-    const { name } = row;
-    const used = models.get(name) ?? { name, answers: 0, tokens: {}, cost: null };
-    models.set(name, used);
-    used.answers++;
-    used.cost = plus(used.cost, row.cost);
-    const told = tokensOf(row.tokens);
-    for (const kind of [...TOKEN_KINDS, "total"] as const)
-      if (told[kind] !== undefined) used.tokens[kind] = (used.tokens[kind] ?? 0) + told[kind];
-  }
-  return [...models.values()];
-}
-
 /** A sum of what is told; null: nothing is. */
 function plus(sum: number | null, value: unknown): number | null {
   return typeof value === "number" ? (sum ?? 0) + value : sum;

@@ -50,7 +50,7 @@ import { createCursor } from "../dashboard/stream.ts";
 import { needsOf } from "../dashboard/attention.ts";
 import { shortPath } from "../dashboard/format.ts";
 import { countOf, familyOf, sessionList, treeOf } from "../dashboard/tree.ts";
-import { contextOf, filesOf, modelsOf, turnsOf } from "../dashboard/turns.ts";
+import { contextOf, filesOf, turnsOf } from "../dashboard/turns.ts";
 import { EVENT_TYPES, type Session, type Span } from "../server.ts";
 import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
 
@@ -760,9 +760,6 @@ describe("a session's page", () => {
     expect(filesOf(rows, family, "/src/app")).toEqual([
       { path: "a.ts", edits: 2, additions: 7, deletions: null },
       { path: "b.ts", edits: 1, additions: null, deletions: null },
-    ]);
-    expect(modelsOf(rows, family)).toMatchObject([
-      { name: "opus", answers: 2, tokens: { input: 10, cache_read: 60, total: 112 }, cost: 1 },
     ]);
     expect(contextOf(rows, "s1")).toEqual({ used: 100, limit: 200, share: 0.5 });
     expect(contextOf(rows, "child")).toBeNull();

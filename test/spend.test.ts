@@ -278,6 +278,37 @@ describe("what models took", () => {
     expect(db.query("SELECT DISTINCT period_ms FROM usage").values()).toEqual([[DAY]]);
   });
 
+  test("`sessionId` → of it and all below it, as its events say", async () => {
+    await using server = await start();
+    const answer = (session_id: string, model: string, cost: number, call_id = "m") => ({
+      ...{ type: "model_response", session_id, timestamp: NOW - DAY },
+      data: { call_id, model, cost, tokens: { input: 2, output: 1 } },
+    });
+    const child = (session_id: string, parent_session_id: string) => ({
+      ...{ type: "session_start", session_id, timestamp: NOW - DAY },
+      data: { parent_session_id, directory: `/${session_id}` },
+    });
+    await postEvent(server, [
+      ...[child("b", "a"), child("c", "b"), child("other", "none")],
+      ...Array.from({ length: 700 }, (_, index) => answer("a", "opus", 0.01, `m${index}`)),
+      ...[answer("b", "haiku", 1), answer("c", "haiku", 2), answer("other", "opus", 9)],
+    ]);
+    const rows = async (by: string, id: string) =>
+      (await spendBy(server, by, `&sessionId=${id}`)).map((row) => [
+        ...[row[by as "model"], row.count, row.cost, row.tokens.total],
+      ]);
+    expect(await rows("model", "a")).toEqual([
+      ["opus", 700, 7, 2_100],
+      ["haiku", 2, 3, 6],
+    ]);
+    expect(await rows("model", "b")).toEqual([["haiku", 2, 3, 6]]);
+    expect(await rows("directory", "b")).toEqual([
+      ["/c", 1, 2, 3],
+      ["/b", 1, 1, 3],
+    ]);
+    expect(await rows("model", "unknown")).toEqual([]);
+  });
+
   test("`days` and `before_hours` → whole days of UTC, the running one is the last", async () => {
     await using server = await start();
     const posts = Array.from({ length: 6 }, (_, day) => ({
@@ -315,6 +346,7 @@ describe("what models took", () => {
     expect(await spendBy(server, "model")).toEqual([
       {
         model: "opus",
+        count: 1,
         cost: 0.5,
         tokens: {
           total: 7,

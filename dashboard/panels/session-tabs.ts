@@ -7,8 +7,8 @@ import { UNKNOWN, formatCost, formatCount, formatNoun, wordOf } from "../format.
 import { type Rows, type SessionEntry, labelOf } from "../rows.ts";
 import { type Column, createTable } from "../table.ts";
 import { familyOf } from "../tree.ts";
-import { type ChangedFile, filesOf, modelsOf, tokensOf } from "../turns.ts";
-import { SPEND_COLUMNS, type Spend } from "./spend.ts";
+import { type ChangedFile, filesOf, tokensOf } from "../turns.ts";
+import { SPEND_COLUMNS, type Spend, getSessionSpend } from "./spend.ts";
 
 const TODO_WORDS: Record<string, string> = {
   completed: "✓ Done",
@@ -23,23 +23,25 @@ const FILE_COLUMNS: readonly Column<ChangedFile>[] = [
   { head: "Added", value: ({ additions }) => additions, format: signed("+") },
   { head: "Removed", value: ({ deletions }) => deletions, format: signed("−") },
 ];
-type ModelSpend = Spend & { answers: number | null };
-const COST_COLUMNS: readonly Column<ModelSpend>[] = [
+const COST_COLUMNS: readonly Column<Spend>[] = [
   ...SPEND_COLUMNS,
-  { head: "Answers", value: ({ answers }) => answers, format: formatCount },
+  { head: "Answers", value: ({ count }) => count ?? null, format: formatCount },
 ];
 
 type TabItem = { key: Tab; isShown: boolean; count: string };
 type Todo = { key: number; state: string; text: string };
 
-export function createSessionTabs(chosen: (tab: Tab) => void) {
+export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => void) {
   const panelOf = (id: string) => byId(id, HTMLElement);
   const [group, panel] = [panelOf("tabs"), panelOf("session-table")];
   const [calls, feed] = [panelOf("calls"), panelOf("feed")];
   const tables = { files: panelOf("files"), todos: panelOf("todos"), cost: panelOf("cost") };
   const showFiles = createTable<ChangedFile>("files");
-  const showCost = createTable<ModelSpend>("cost");
-  const showAgents = createTable<ModelSpend>("cost", (id) => (location.hash = sessionHref(id)));
+  const showCost = createTable<Spend>("cost");
+  const showAgents = createTable<Spend>("cost", (id) => (location.hash = sessionHref(id)));
+  /** By model, as the server said it when `key` was what the session had taken. */
+  let spent: { key: string; models: Spend[] } = { key: "", models: [] };
+  let isAsking = false;
   const showTodos = createList<Todo>("todos", "todo", (_root, find) => {
     return ({ state, text }) => {
       setText(find(".todo-state"), state);
@@ -60,6 +62,19 @@ export function createSessionTabs(chosen: (tab: Tab) => void) {
       setText(find("small"), count);
     };
   });
+
+  async function askSpent(id: string, key: string): Promise<void> {
+    if (isAsking || spent.key === key) return;
+    isAsking = true;
+    try {
+      spent = { key, models: await getSessionSpend(id) };
+      changed();
+    } catch {
+      // asked again with the next tick
+    } finally {
+      isAsking = false;
+    }
+  }
 
   return {
     hide(): void {
@@ -104,7 +119,9 @@ export function createSessionTabs(chosen: (tab: Tab) => void) {
         const sum = (name: string, of: "own" | "total") => {
           return { name, row: spentBy(session, of), isTotal: true };
         };
-        const models = modelsOf(rows, family).map(({ name, ...row }) => ({ name, row }));
+        void askSpent(id, `${id} ${tokens.total} ${cost.total}`);
+        const known = spent.key.startsWith(`${id} `) ? spent.models : [];
+        const models = known.map((row) => ({ name: row.model ?? UNKNOWN, row }));
         const sums = [sum("This session", "own"), sum("With its agents", "total")];
         showCost({
           name: "Model",
@@ -127,9 +144,9 @@ export function createSessionTabs(chosen: (tab: Tab) => void) {
   };
 }
 
-function spentBy({ row: { info, cost, tokens } }: SessionEntry, of: "own" | "total"): ModelSpend {
+function spentBy({ row: { info, cost, tokens } }: SessionEntry, of: "own" | "total"): Spend {
   const kinds = of === "own" ? tokensOf(info.tokens) : {};
-  return { cost: cost[of], tokens: { ...kinds, total: tokens[of] ?? undefined }, answers: null };
+  return { cost: cost[of], tokens: { ...kinds, total: tokens[of] ?? undefined } };
 }
 
 /** "2 files, +5 −1"; null: it has changed none. */

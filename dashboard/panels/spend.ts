@@ -15,6 +15,8 @@ const PARTS = ["total", ...TOKEN_KINDS];
 
 /** As the server sums it up; of a day (UTC), a model, an agent or a directory. */
 export interface Spend extends Partial<Record<By, string | null>> {
+  /** How many answers. */
+  count?: number;
   cost: number | null;
   tokens: Partial<Record<string, number>>;
 }
@@ -35,10 +37,13 @@ export const SPEND_COLUMNS: readonly Column<Spend>[] = [
   })),
 ];
 
-async function getSpend(by: By, days: number, before_hours = 0): Promise<Spend[]> {
-  const response = await get("/api/analytics/spend", { by, days, before_hours });
+async function getSpend(by: By, query: Record<string, string | number>): Promise<Spend[]> {
+  const response = await get("/api/analytics/spend", { by, ...query });
   return (await response.json()).spend;
 }
+
+/** By model: what a session and all below it took. */
+export const getSessionSpend = (sessionId: string) => getSpend("model", { sessionId });
 
 function sumOf(rows: readonly Spend[]): Spend {
   const sum = (of: (row: Spend) => number | null) =>
@@ -96,9 +101,9 @@ export function createSpend(changed: () => void) {
       const mine = ++asked;
       const { by, days } = shown;
       const [told, rows, before] = await Promise.all([
-        getSpend("day", 2 * CHART_DAYS),
-        getSpend(by, days),
-        getSpend(by, days, 24 * days),
+        getSpend("day", { days: 2 * CHART_DAYS }),
+        getSpend(by, { days }),
+        getSpend(by, { days, before_hours: 24 * days }),
       ]);
       if (mine !== asked) return; // another choice was made meanwhile
       const known = new Map(told.map((row) => [row.day, row]));
