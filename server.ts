@@ -2426,13 +2426,13 @@ function createQuery(url: string) {
     return found;
   }
 
-  /** The `hours` that end `before_hours` ago, at whole minutes; where they end now, with the running one. */
+  /** The `hours` that end `before_hours` ago, at whole minutes; where they end now, with all of this hour: nothing is later. */
   function range(now: number): [from: number, to: number] {
     const hoursAgo = number("before_hours", 0);
     const end = now - hoursAgo * HOUR_MS;
     const start = end - number("hours", 24) * HOUR_MS;
     const minuteOf = (at: number) => Math.floor(at / MINUTE_MS) * MINUTE_MS;
-    return [minuteOf(start), minuteOf(hoursAgo === 0 ? end + MINUTE_MS : end)];
+    return [minuteOf(start), hoursAgo === 0 ? end - (end % HOUR_MS) + HOUR_MS : minuteOf(end)];
   }
 
   return { text, number, choice, range };
