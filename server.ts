@@ -983,13 +983,15 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
   }
 
   /** Moves what a span counts for from what it was to what it is. */
-  function count({ old, row }: TouchedSpan, head: number): void {
+  function count({ old, row }: TouchedSpan, head: number, hasAgents: boolean): void {
     if (row.outcome !== null && !old?.outcome) ended.add(row);
     const session = sessions.open(row.session_id);
     // An agent's time and error are those of its call, too. What `find` loads here is among the touched
     // from then on, so `flush` comes to it, and counts it again.
     if (row.key && row.kind === "agent") find({ ...row, kind: "tool" });
-    const agent = row.key && row.kind === "tool" ? find({ ...row, kind: "agent" }) : null;
+    const mayHaveAgent = hasAgents || session.agent_count > 0 || hasErred(old) || hasErred(row);
+    const isAsked = row.key && row.kind === "tool" && mayHaveAgent; // a question that costs 6 % of a batch
+    const agent = isAsked ? find({ ...row, kind: "agent" }) : null;
     const before = old && contribution(old, session.directory, agent?.old);
     const after = contribution(row, session.directory, agent?.row);
     if (before) usage.add(before, -1, session);
@@ -1046,7 +1048,8 @@ function createSpans(sql: Sql, sessions: ReturnType<typeof createSessions>, usag
         if (old !== null) pairLater(old.session_id, old.name);
       }
       for (const [session_id, name] of groups.values()) pair(session_id, name, head);
-      for (const span of touched.values()) count(span, head);
+      const hasAgents = touched.values().some(({ row }) => row.kind === "agent");
+      for (const span of touched.values()) count(span, head, hasAgents);
       touched.clear();
       groups.clear();
       if (recent.size < MAX_RECENT_KEYS) return;
@@ -1197,7 +1200,7 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
 
 // -- Search: an index of the log's words, in its pauses
 
-const INDEX_INTERVAL_MS = 100; // of which it takes a third at most, and where somebody waits 2 ms
+const INDEX_INTERVAL_MS = 100; // of which it takes a third at most, and 2 ms where somebody waits, or events came meanwhile
 // In scripts without capitals, many of which have no spaces, each letter is a word; and so is each pictograph.
 const WORD = /[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu;
 
@@ -1622,16 +1625,10 @@ function createReader(sql: Sql, senders: Senders) {
       }
   }
 
-  /** Per tool, agent or model, the most frequent first; or (`by`) what was spent, in all or (`sessionId`) by a session and all below it. */
-  async function* usageStats(
-    kind: UsageKind,
-    from: number,
-    to: number,
-    by?: string,
-    sessionId?: string | null,
-  ) {
+  /** Per tool, agent or model, the most frequent first; or (`by`) what was spent, in all or by the session `of` and all below it. */
+  async function* usageStats(kind: UsageKind, from: number, to: number, by?: string, of?: string) {
     const stats = new Map<string, Sums>();
-    for await (const cell of sessionId ? spentBelow(sessionId) : cellsOf(kind, from, to)) {
+    for await (const cell of of ? spentBelow(of) : cellsOf(kind, from, to)) {
       const name: string = by ? JSON.parse(cell.name)[by] || null : cell.name;
       const sums = stats.get(name) ?? { count: 0 };
       stats.set(name, sums);
@@ -1846,6 +1843,7 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
       ...createReader(sql, senders),
       ...createRetention(sql, writer),
       append: writer.append,
+      eventCount: () => writer.stored.events,
       size: () => ({ ...writer.stored, bytes: pragma(db, "page_count") * pragma(db, "page_size") }),
       /** Writes the log back into the database file, so that a copy of that is whole. */
       merge: () => void sql("PRAGMA wal_checkpoint(TRUNCATE)").all({}),
@@ -2342,7 +2340,7 @@ const json = (body: unknown, headers = {}, status = 200) =>
   reply(JSON.stringify(body), { "Content-Type": JSON_TYPE, ...headers }, status);
 
 const spentOf = ({ nanodollars = 0, first_token_ms = 0, first_tokens, ...sums }: Sums) => ({
-  cost: nanodollars / 1e9,
+  ...{ count: sums.count, cost: nanodollars / 1e9 },
   tokens: Object.fromEntries(TOKEN_KINDS.map((part) => [part, sums[part] ?? 0])),
   avg_first_token_ms: first_tokens === 0 ? null : first_tokens && first_token_ms / first_tokens, // by day it isn't counted
 });
@@ -2599,10 +2597,9 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const by = query.choice("by", ["day", "model", "agent", "directory"]) ?? "day";
       const at = now() - query.number("before_hours", 0) * HOUR_MS;
       const from = at - (at % DAY_MS) - (query.number("days", 30) - 1) * DAY_MS;
-      const stats = store.usageStats("spend", from, at + 1, by, query.text("sessionId"));
-      const spend = await Array.fromAsync(stats, ({ name, count, sums }) => {
-        return { [by]: name, count, ...spentOf(sums) };
-      });
+      const sessionId = query.text("sessionId") ?? undefined;
+      const stats = store.usageStats("spend", from, at + 1, by, sessionId);
+      const spend = await Array.fromAsync(stats, (it) => ({ [by]: it.name, ...spentOf(it.sums) }));
       return json({ spend: by === "day" ? spend : spend.sort((a, b) => b.cost - a.cost) });
     },
     "GET /api/analytics/activity": (query) =>
@@ -2722,6 +2719,8 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
 
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */
   const isAsked = () => servers.reduce((sum, it) => sum + it.pendingRequests, 0) > hub.size();
+  let [lastHead, lastCount] = [0, 0];
+  const isPause = () => lastCount === (lastCount = store.eventCount()) && !isAsked();
   const cutoff = () => now() - config.retentionHours * HOUR_MS;
   const prune = async () => {
     try {
@@ -2735,7 +2734,6 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   if (isDoubtful)
     log.warn("retention: all sessions are too old; if the clock is right, they go in an hour");
   let pruning = isDoubtful ? Promise.resolve() : prune();
-  let lastHead = 0;
   const mergeWhenIdle = () => {
     try {
       const head = store.head();
@@ -2748,7 +2746,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   const timers = [
     setInterval(mergeWhenIdle, MINUTE_MS),
     setInterval(() => (pruning = pruning.then(prune)), HOUR_MS),
-    setInterval(() => store.index(isAsked() ? 2 : INDEX_INTERVAL_MS / 3), INDEX_INTERVAL_MS),
+    setInterval(() => store.index(isPause() ? INDEX_INTERVAL_MS / 3 : 2), INDEX_INTERVAL_MS),
     setInterval(hub.heartbeat, HEARTBEAT_MS),
     setInterval(() => hub.publish(now()), SWEEP_INTERVAL_MS),
   ];
