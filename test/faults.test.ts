@@ -837,7 +837,7 @@ describe("garbage", () => {
       for (const [, status] of answer.matchAll(/^HTTP\/1\.1 (\d{3})/gm))
         expect([name, status]).toEqual([name, expect.stringMatching(/^(100|200|204|4\d\d|505)$/)]);
     report(`${MALFORMED.length} malformed requests: longest /health ${longest.toFixed(0)} ms`);
-    expect(longest).toBeLessThan(isSoak ? 100 : 500);
+    expect(longest).toBeLessThan(isSoak ? 100 : 2_000); // beside other tests: no hang
     expect(server.output()).not.toMatch(/ error |^ +at /m);
     await expectAllRoutes(server);
     expect(await eventCount(server)).toBe(events);
@@ -892,7 +892,7 @@ describe("garbage", () => {
     report(
       `${BODIES} mutated bodies: ${JSON.stringify(Object.fromEntries(statuses))}, longest /health ${longest.toFixed(0)} ms`,
     );
-    expect(longest).toBeLessThan(isSoak ? 100 : 500);
+    expect(longest).toBeLessThan(isSoak ? 100 : 2_000); // beside other tests: no hang
     // Neither all refused nor all accepted: it tests both.
     expect(accepted).toBeGreaterThan(BODIES * 0.1);
     expect(statuses.get(400)).toBeGreaterThan(BODIES * 0.1);

@@ -229,7 +229,7 @@ export function parseFrame(block: string): Frame {
 export async function waitFor(
   condition: () => boolean | Promise<boolean>,
   what: string,
-  timeoutMs = 5_000,
+  timeoutMs = 10_000,
 ): Promise<void> {
   const deadline = performance.now() + timeoutMs;
   for (let pauseMs = 1; !(await condition()); pauseMs = Math.min(pauseMs + 1, 25)) {
