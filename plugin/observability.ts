@@ -1,4 +1,4 @@
-export const PLUGIN_VERSION = "3.0.0";
+export const PLUGIN_VERSION = "3.1.0";
 const DEFAULT_SERVER = "http://localhost:3001"; // a server that hands this file out puts its own address here
 
 /**
