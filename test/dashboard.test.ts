@@ -97,7 +97,6 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
 
   afterAll(async () => {
     await server[Symbol.asyncDispose]();
-    Bun.WebView.closeAll();
   });
 
   test("an OpenCode whose plugin is older than the server is told of", async () => {

@@ -32,28 +32,16 @@ interface PageOptions {
 }
 
 /**
- * Tabs whose page is closed, each on its way to an empty one: the next page takes one of them. A new
- * tab starts a process, which costs more than all that most tests do in it.
+ * Tabs whose page was closed and that are empty again: the next page takes one of them. A new tab starts
+ * a process, which costs more than all that most tests do in it.
  */
-const emptyTabs: Promise<Bun.WebView | null>[] = [];
-
-async function isOpen(view: Bun.WebView): Promise<boolean> {
-  try {
-    return await view.evaluate<boolean>("true");
-  } catch {
-    return false;
-  }
-}
-
-/** A page that hangs can't be emptied. */
-const giveUp = () => Bun.sleep(1_000).then(() => null);
+const emptyTabs: Bun.WebView[] = [];
 
 async function openTab(width: number, height: number): Promise<Bun.WebView> {
-  while (emptyTabs.length > 0) {
-    const emptied = await Promise.race([emptyTabs.shift(), giveUp()]);
-    // Those of an earlier test file are closed by then.
-    if (emptied && (await isOpen(emptied))) return emptied;
-  }
+  for (let tab = emptyTabs.shift(); tab !== undefined; tab = emptyTabs.shift())
+    try {
+      if (await tab.evaluate<boolean>("true")) return tab;
+    } catch {} // of an earlier test file: closed by then
   const view = openBrowser({ width, height });
   await view.navigate("about:blank");
   return view;
@@ -130,13 +118,12 @@ export async function openPage(
       const empty = async () => {
         await view.navigate("about:blank");
         await view.cdp("Page.removeScriptToEvaluateOnNewDocument", script);
-        return view;
       };
-      const close = () => {
-        view.close();
-        return null;
-      };
-      emptyTabs.push(empty().catch(close));
+      // One that hangs never comes back, and nobody waits for it.
+      void empty().then(
+        () => emptyTabs.push(view),
+        () => view.close(),
+      );
     },
   };
   await waitFor(

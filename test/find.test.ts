@@ -106,7 +106,6 @@ describe.skipIf(!hasChromium)("the page", () => {
     expect(page.problems).toEqual([]);
     page[Symbol.dispose]();
     await server[Symbol.asyncDispose]();
-    Bun.WebView.closeAll();
   });
 
   test("search: what isn't loaded is found by keyboard, and opened at its call", async () => {

@@ -1,6 +1,6 @@
 /** The tabs of a browser, which share one stream: in a real Chromium, against the real server. */
 
-import { afterAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { type Page, call, openPage, post, setHidden, subscribers } from "./dashboard.ts";
@@ -11,8 +11,6 @@ const waitFor = (condition: () => boolean | Promise<boolean>, what: string, time
   waitForWithin(condition, what, timeoutMs);
 
 describe.skipIf(!hasChromium)("tabs", () => {
-  afterAll(() => Bun.WebView.closeAll());
-
   // Each of these is the only one with its server: tabs of one address share a stream. The first leaves
   // its eight tabs to the others.
 

@@ -1,11 +1,10 @@
 /** What the page tells a person who doesn't look, and how it is set, in a real Chromium. */
 
-import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { call, openPage, post, setHidden, subscribers } from "./dashboard.ts";
 import { hasChromium, startTestServer, waitFor } from "./helpers.ts";
 
 setDefaultTimeout(20_000);
-afterAll(() => Bun.WebView.closeAll());
 
 /** The browser's notifications as a list, and a day's cost. */
 const BEFORE = `
