@@ -51,6 +51,7 @@ interface Follower extends AsyncDisposable {
   output: () => string;
   kill: () => Promise<void>;
   reached: (id: number) => Promise<void>;
+  exited: Promise<number>;
 }
 
 /** `bun follow/<name>.ts`, as a person starts it. */
@@ -80,7 +81,7 @@ function spawnFollower(
     await collected;
   };
   return {
-    ...{ file, kill, output: () => output },
+    ...{ file, kill, output: () => output, exited: child.exited },
     reached: (id) => waitFor(() => cursorOf(file) >= id, `${name} to reach ${id}`, WAIT_MS),
     [Symbol.asyncDispose]: kill,
   };
@@ -925,6 +926,24 @@ describe("follow/ntfy.ts", () => {
       expect(memoryOf(second.file).waits).toEqual({});
     },
   );
+});
+
+test.concurrent.each([
+  ["otlp", {}, "OTEL_EXPORTER_OTLP_ENDPOINT: expected a URL"],
+  ["ntfy", { NOTIFY_URL: "http://localhost" }, "NOTIFY_URL: expected a URL of ntfy, with a topic"],
+  ["ntfy", { NOTIFY_URL: "http://localhost/t", NOTIFY_AFTER: "soon" }, "NOTIFY_AFTER: expected"],
+])("%s alone with %j → says what is wrong, and ends", async (name, env, said) => {
+  await using follower = spawnFollower(name, { url: "http://localhost:1" }, tempDir(), env);
+  await waitFor(() => follower.output().includes(said), said, WAIT_MS);
+  expect(await follower.exited).toBe(1);
+});
+
+test("a collector that can't be reached is named", async () => {
+  await using server = await startTestServer();
+  await post(server, turn("s", 0));
+  const env = { OTEL_EXPORTER_OTLP_ENDPOINT: "http://localhost:1/otel" };
+  await using follower = spawnFollower("otlp", server, tempDir(), env);
+  await waitFor(() => follower.output().includes("http://localhost:1: "), "its address", WAIT_MS);
 });
 
 test("a quiet stream is cut every hour → each time it is soon opened again", async () => {
