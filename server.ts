@@ -300,7 +300,7 @@ function parseOwn(body: Fields, receivedAt: number, typeName = "type") {
   check(ENVELOPE, { session_id, id: client_id, timestamp });
   if (data != null && !isRecord(data)) throw invalid("data", "a JSON object", data);
 
-  const { kind, facts, fields: declared } = DECLARED[type];
+  const { kind, facts = {}, fields: declared = {} } = DECLARED[type];
   const fields: Fields = { ...rest, ...data };
   check(facts, fields, "data.");
   check(declared, fields, "data.");
@@ -360,14 +360,13 @@ export function parseSender(body: unknown): Heard {
   };
 }
 
+const isDay = (it: string) => Number(it.slice(8)) <= 28 || new Date(it).toJSON()?.startsWith(it);
 /** A time in milliseconds; NaN for what is none, such as noon of February 30, or noon without an offset: whose? */
 function timeOf(value: unknown): number {
   let ms = NaN;
   if (typeof value === "number") ms = value < EPOCH_SECONDS_LIMIT ? value * SECOND_MS : value;
-  else if (typeof value === "string" && ISO_WITH_OFFSET.test(value)) {
-    const day = value.slice(0, 10);
-    if (new Date(day).toJSON()?.startsWith(day)) ms = Date.parse(value);
-  }
+  else if (typeof value === "string" && ISO_WITH_OFFSET.test(value) && isDay(value.slice(0, 10)))
+    ms = Date.parse(value);
   const whole = new Date(ms).getTime(); // NaN beyond the newest date that JavaScript can name
   return whole >= 1 ? whole : NaN;
 }
@@ -398,8 +397,9 @@ function isDeeperThan(value: object, levels: number): boolean {
   return false;
 }
 
-function check(declared: Record<string, Field> = {}, fields: Fields, prefix = ""): void {
-  for (const [name, { expected, accepts, isRequired }] of Object.entries(declared)) {
+function check<K extends string>(declared: Record<K, Field>, fields: Fields, prefix = ""): void {
+  for (const name in declared) {
+    const { expected, accepts, isRequired } = declared[name];
     const value = fields[name];
     if (value == null ? isRequired : !accepts(value)) throw invalid(prefix + name, expected, value);
   }
@@ -720,8 +720,8 @@ function upsert(sql: Sql, table: string, key: string) {
 // -- Usage: how often and how long, per minute, hour and day; what models took, per day
 
 const PERIODS_MS = [DAY_MS, HOUR_MS, MINUTE_MS];
+const KEPT_PERIODS_MS: Record<string, number[]> = { "": [MINUTE_MS], spend: [DAY_MS] }; // of others all
 const SPEND_KEPT_MS = 400 * DAY_MS; // whatever the retention of events
-const MAX_CACHED_CELLS = 2_000; // cells that are kept at hand: those of now, so that a batch reads none
 
 type UsageKey = { kind: string; period_ms: number; start: number; name: string };
 type UsageRow = UsageKey & { sums: string };
@@ -730,7 +730,7 @@ type Contribution = ReturnType<typeof contribution>;
 type CountedEvent = Pick<LoggedEvent | LogRow, "type" | "timestamp" | "failed">;
 type Usage = ReturnType<typeof createUsage>;
 
-const toCell = (row: UsageRow): Cell => ({ ...row, sums: JSON.parse(row.sums) });
+const toCell = <R extends UsageRow>(row: R): R & Cell => ({ ...row, sums: JSON.parse(row.sums) });
 
 /** Counts what spans and events contribute; written with `flush`, in the transaction of the batch. */
 function createUsage(sql: Sql) {
@@ -740,27 +740,25 @@ function createUsage(sql: Sql) {
   const write = upsert(sql, "usage", key);
   const selectKept = sql<{ cutoff: number; keeps_spend: number }>(`
     SELECT cutoff, EXISTS (SELECT 1 FROM unfolded WHERE keeps_spend) AS keeps_spend FROM watermark`);
-  const cached = new Map<string, Cell>();
-  const changed = new Set<Cell>();
+  const added = new Map<string, Cell>(); // per minute, since the latest flush: a batch adds to few of them, often
 
   /** Adds to what was at `at`, or (`sign` -1) takes it back. */
-  function addAt(at: number, period_ms: number, kind: string, name: string, by: Sums, sign = 1) {
-    const key = { kind, period_ms, start: at - (at % period_ms), name };
-    const text = `${kind} ${period_ms} ${key.start} ${name}`;
-    const cell = cached.get(text) ?? toCell(select.get(key) ?? { ...key, sums: "{}" });
-    cached.set(text, cell);
-    changed.add(cell);
+  function addAt(at: number, kind: string, name: string, by: Sums, sign = 1): void {
+    const start = at - (at % MINUTE_MS);
+    const text = `${kind} ${start} ${name}`;
+    const cell = added.get(text) ?? { kind, name, period_ms: MINUTE_MS, start, sums: {} };
+    added.set(text, cell);
     addTo(cell.sums, by, sign);
   }
 
   const addSpend = ({ at, names, spent }: Contribution, sign: number) =>
-    addAt(at, DAY_MS, "spend", names.spend, spent, sign);
+    addAt(at, "spend", names.spend, spent, sign);
 
   return {
     /** An event, and its error where it is no span's. @returns that */
     addEvent({ type, timestamp, failed }: CountedEvent, sign: number): number {
       const errors = failed && !DECLARED[type].kind && type !== "session_error" ? 1 : 0;
-      addAt(timestamp, MINUTE_MS, "", "", { count: 1, errors }, sign);
+      addAt(timestamp, "", "", { count: 1, errors }, sign);
       return errors;
     },
     /** What a span counts for; with `fold`, that of its session, in that too. `sign` -1: takes it back. */
@@ -768,22 +766,29 @@ function createUsage(sql: Sql) {
       const { kind, at, names, sums, session } = part;
       if (fold) addTo(fold, session, sign);
       const errors = session.error_count;
-      if (errors > 0) addAt(at, MINUTE_MS, "", "", { errors }, sign);
-      if (kind === "wait") return;
-      for (const period of PERIODS_MS) addAt(at, period, kind, names.usage, sums, sign);
+      if (errors > 0) addAt(at, "", "", { errors }, sign);
+      if (kind !== "wait") addAt(at, kind, names.usage, sums, sign);
       if (kind === "model") addSpend(part, sign);
     },
     addSpend,
     flush(): void {
       const { cutoff = 0, keeps_spend } = selectKept.get({}) ?? {};
+      const cells = new Map<string, Cell>();
+      for (const { kind, name, start: at, sums } of added.values())
+        for (const period_ms of KEPT_PERIODS_MS[kind] ?? PERIODS_MS) {
+          const key = { kind, period_ms, start: at - (at % period_ms), name };
+          const text = `${kind} ${period_ms} ${key.start} ${name}`;
+          const cell = cells.get(text) ?? toCell(select.get(key) ?? { ...key, sums: "{}" });
+          cells.set(text, cell);
+          addTo(cell.sums, sums);
+        }
+      added.clear();
       // Of what is deleted nothing counts or is taken back; what was spent outlives it.
-      for (const cell of changed)
+      for (const cell of cells.values())
         if (cell.kind === "spend" ? !keeps_spend : cell.start + cell.period_ms > cutoff)
           write.run({ ...cell, sums: JSON.stringify(cell.sums) });
-      changed.clear();
-      if (cached.size > MAX_CACHED_CELLS) cached.clear();
     },
-    forget: () => [cached, changed].forEach((known) => known.clear()),
+    forget: () => added.clear(),
   };
 }
 
@@ -1584,23 +1589,30 @@ function createReader(sql: Sql, senders: Senders) {
     return rowsOf(ids, open.all({ ids: JSON.stringify(ids) }), now);
   }
 
-  /** The fewest periods that make up [from, to): days, then hours and minutes at both ends. */
-  function* periodsIn(from: number, to: number, periods = PERIODS_MS): Generator<Binds> {
+  const selectCutoff = sql<{ at: number }>(
+    `SELECT cutoff - cutoff % ${MINUTE_MS} AS at FROM watermark`,
+  );
+  /** What makes up [from, to): days, and at both ends hours and minutes, or (sign -1) a whole less what is before `from`. */
+  function* periodsIn(from: number, to: number, sign = 1, periods = PERIODS_MS): Generator<Binds> {
+    const keptFrom = selectCutoff.get({})?.at ?? 0; // of a longer period that began before, a part is gone
     const [period_ms, ...shorter] = periods;
     if (period_ms === undefined) return;
-    const start = Math.min(Math.ceil(from / period_ms) * period_ms, to);
+    const before = from - (from % period_ms);
+    const after = Math.ceil(Math.max(from, keptFrom) / period_ms) * period_ms;
+    const isLess = from - before < after - from && after <= to && before >= keptFrom;
+    const start = isLess ? before : Math.min(after, to);
     const end = Math.max(to - (to % period_ms), start);
-    yield* periodsIn(from, start, shorter);
-    yield { period_ms, start, end };
-    yield* periodsIn(end, to, shorter);
+    yield* isLess ? periodsIn(before, from, -sign, shorter) : periodsIn(from, start, sign, shorter);
+    yield { period_ms, start, end, sign };
+    yield* periodsIn(end, to, sign, shorter);
   }
 
   /** What was counted in [from, to), at whole minutes; of `spend` in whole days. */
   async function* cellsOf(kind: UsageKind, from: number, to: number) {
-    const select = sql<UsageRow>(`SELECT * FROM usage
+    const select = sql<UsageRow & { sign: number }>(`SELECT *, $sign AS sign FROM usage
        WHERE kind = $kind AND period_ms = $period_ms AND start < $end AND (start, name) > ($start, $name)
        ORDER BY start, name LIMIT ${SLICE_ROWS}`);
-    const days = { period_ms: DAY_MS, start: from, end: to };
+    const days = { period_ms: DAY_MS, start: from, end: to, sign: 1 };
     const upTo = Math.ceil(to / MINUTE_MS) * MINUTE_MS;
     for (const period of kind === "spend" ? [days] : periodsIn(from - (from % MINUTE_MS), upTo))
       yield* paged(select, { kind, name: "", ...period }, Infinity, toCell);
@@ -1613,16 +1625,13 @@ function createReader(sql: Sql, senders: Senders) {
     const select = sql<SpanRow & { before: number }>(`
       SELECT spans.*, events.id AS before FROM events LEFT JOIN spans ON spans.id = events.id AND kind = 'model'
        WHERE events.session_id = $member AND events.id < $before ORDER BY before DESC LIMIT ${SLICE_ROWS}`);
-    for (const { member, directory } of members.all({ id }))
-      for await (const span of paged(
-        select,
-        { member, before: LAST },
-        LAST,
-        (it) => it.kind && it,
-      )) {
+    for (const { member, directory } of members.all({ id })) {
+      const spans = paged(select, { member, before: LAST }, LAST, (row) => row.kind && row);
+      for await (const span of spans) {
         const { names, spent } = contribution(span, directory);
-        yield { name: names.spend, sums: spent };
+        yield { name: names.spend, sums: spent, sign: 1 };
       }
+    }
   }
 
   /** Per tool, agent or model, the most frequent first; or (`by`) what was spent, in all or by the session `of` and all below it. */
@@ -1632,7 +1641,7 @@ function createReader(sql: Sql, senders: Senders) {
       const name: string = by ? JSON.parse(cell.name)[by] || null : cell.name;
       const sums = stats.get(name) ?? { count: 0 };
       stats.set(name, sums);
-      addTo(sums, cell.sums);
+      addTo(sums, cell.sums, cell.sign);
     }
     const used = [...stats].filter(([, { count = 0 }]) => count > 0);
     if (!by) used.sort(([a, { count: x = 0 }], [b, { count: y = 0 }]) => y - x || (a < b ? -1 : 1));
@@ -1783,7 +1792,8 @@ function createRetention(sql: Sql, writer: ReturnType<typeof createWriter>) {
         const done = { sessions: 0, events: 0 };
         const until = performance.now() + PRUNE_STEP_MS;
         commit(() => {
-          while (isMore && performance.now() < until) isMore = pruneNext(cutoff, asked, done);
+          do isMore = pruneNext(cutoff, asked, done);
+          while (isMore && performance.now() < until);
         });
         sessions.forget(); // what is at hand of those that are gone
         count += done.sessions;
@@ -1845,8 +1855,6 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
       append: writer.append,
       eventCount: () => writer.stored.events,
       size: () => ({ ...writer.stored, bytes: pragma(db, "page_count") * pragma(db, "page_size") }),
-      /** Writes the log back into the database file, so that a copy of that is whole. */
-      merge: () => void sql("PRAGMA wal_checkpoint(TRUNCATE)").all({}),
       close, // the same, and lets go of the directory
     };
   } catch (error) {
@@ -2424,13 +2432,13 @@ function createQuery(url: string) {
     return found;
   }
 
-  /** The `hours` that end `before_hours` ago, at whole minutes; where they end now, with all of this hour: nothing is later. */
+  /** The `hours` that end `before_hours` ago, at whole minutes; where they end now, with all of this day: nothing is later. */
   function range(now: number): [from: number, to: number] {
     const hoursAgo = number("before_hours", 0);
     const end = now - hoursAgo * HOUR_MS;
     const start = end - number("hours", 24) * HOUR_MS;
     const minuteOf = (at: number) => Math.floor(at / MINUTE_MS) * MINUTE_MS;
-    return [minuteOf(start), hoursAgo === 0 ? end - (end % HOUR_MS) + HOUR_MS : minuteOf(end)];
+    return [minuteOf(start), hoursAgo === 0 ? end - (end % DAY_MS) + DAY_MS : minuteOf(end)];
   }
 
   return { text, number, choice, range };
@@ -2564,9 +2572,9 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const prefix = query.text("prefix");
       if (prefix === null) throw invalid("prefix", "the beginning of ids");
       const all = store.listSessions({ status: null, sessionId: null }, LAST, now());
-      const ids: string[] = [];
-      for await (const { id } of all) if (id.startsWith(prefix)) ids.push(id);
-      await store.prune(0, undefined, hub.publish, ids);
+      const ids = await Array.fromAsync(all, ({ id }) => id);
+      const asked = ids.filter((id) => id.startsWith(prefix));
+      await store.prune(0, undefined, hub.publish, asked);
       return reply(null, {}, 204);
     },
     "GET /api/sessions/:sessionId/trace.json": (_query, { params: { sessionId = "" } = {} }) => {
@@ -2719,7 +2727,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
 
   /** Somebody waits for an answer; a stream, which never ends, doesn't. */
   const isAsked = () => servers.reduce((sum, it) => sum + it.pendingRequests, 0) > hub.size();
-  let [lastHead, lastCount] = [0, 0];
+  let lastCount = 0;
   const isPause = () => lastCount === (lastCount = store.eventCount()) && !isAsked();
   const cutoff = () => now() - config.retentionHours * HOUR_MS;
   const prune = async () => {
@@ -2734,17 +2742,7 @@ export function startServer(config: Config, log: Log, now: Clock = Date.now) {
   if (isDoubtful)
     log.warn("retention: all sessions are too old; if the clock is right, they go in an hour");
   let pruning = isDoubtful ? Promise.resolve() : prune();
-  const mergeWhenIdle = () => {
-    try {
-      const head = store.head();
-      if (head === lastHead) store.merge();
-      lastHead = head;
-    } catch (error) {
-      asHttpError(error, log); // a full disk, or a lock: it stays in the log
-    }
-  };
   const timers = [
-    setInterval(mergeWhenIdle, MINUTE_MS),
     setInterval(() => (pruning = pruning.then(prune)), HOUR_MS),
     setInterval(() => store.index(isPause() ? INDEX_INTERVAL_MS / 3 : 2), INDEX_INTERVAL_MS),
     setInterval(hub.heartbeat, HEARTBEAT_MS),

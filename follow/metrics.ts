@@ -88,7 +88,8 @@ export function createMetrics() {
         const committed = append(posts, now);
         commits.failed--;
         countCommit((performance.now() - startedAt) / 1_000);
-        for (const { type } of committed.added) events.add({ type });
+        for (const [type, { length }] of Map.groupBy(committed.added, (event) => event.type))
+          events.add({ type }, length);
         for (const span of committed.ended) {
           const { kind, outcome, name } = span;
           spans.add({ kind, outcome: outcome ?? "" });
