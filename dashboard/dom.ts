@@ -79,9 +79,10 @@ export function part<T extends Element>(root: ParentNode, query: string, type: n
   return element;
 }
 
-/** A copy of the element in the <template> with this id. */
-export function cloneOf(id: string): HTMLElement {
-  return document.importNode(part(byId(id, HTMLTemplateElement).content, "*", HTMLElement), true);
+/** A copy of the element with this class in index.html's <template>. */
+export function cloneOf(name: string): HTMLElement {
+  const { content } = byId("templates", HTMLTemplateElement);
+  return document.importNode(part(content, `.${name}`, HTMLElement), true);
 }
 
 /**
@@ -89,18 +90,19 @@ export function cloneOf(id: string): HTMLElement {
  * stays with its key; rows that are no longer needed are used for new items, so a feed that scrolls by
  * creates none.
  *
- * @param create prepares a clone of the <template> `templateId`, in which `find` finds what matches; what
+ * @param create prepares a copy of `template` (see cloneOf), in which `find` finds what matches; what
  *   it returns writes an item into it
  */
 export function createList<T extends { key: string | number }>(
   id: string | HTMLElement,
-  templateId: string,
+  template: string,
   create: (root: HTMLElement, find: (query: string) => HTMLElement) => (item: T) => void,
 ): (items: readonly T[]) => void {
   const container = typeof id === "string" ? byId(id, HTMLElement) : id;
+  container.replaceChildren(); // the <template> of a table has its own rows in it
   let rows = new Map<string | number, { root: HTMLElement; update: (item: T) => void }>();
   const createRow = () => {
-    const root = cloneOf(templateId);
+    const root = cloneOf(template);
     return { root, update: create(root, (query) => part(root, query, HTMLElement)) };
   };
   return (items) => {

@@ -33,7 +33,7 @@ export interface OpenLines {
 
 /** The lines of `container`. */
 export function createLines(container: HTMLElement, open: OpenLines) {
-  return createList<Line>(container, "line-row", (root, find) => createLine(root, find, open));
+  return createList<Line>(container, "line", (root, find) => createLine(root, find, open));
 }
 
 function createLine(root: HTMLElement, find: (query: string) => HTMLElement, open: OpenLines) {
