@@ -18,7 +18,7 @@ export interface Route {
   isSpend?: boolean;
 }
 
-/** `#/session/<id>?tab=events&type=tool_use&tool=bash&session=<id>&q=text&span=7`; what it doesn't understand is left out. */
+/** `#/session/<id>?tab=events&type=tool_use&tool=bash&q=text&span=7`; what it doesn't understand is left out. */
 export function routeOf(hash: string): Route {
   const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
   const params = new URLSearchParams(query);
@@ -27,7 +27,7 @@ export function routeOf(hash: string): Route {
   const filter: FeedFilter = {
     type: type === "failed" || isEventType(type) ? type : null,
     tool: params.get("tool") ?? "",
-    sessionId: params.get("session") || null,
+    sessionId: null,
     text: params.get("q") ?? "",
   };
   const isFiltered = JSON.stringify(filter) !== JSON.stringify(NO_FILTER);
@@ -45,7 +45,6 @@ export function hashOf({ sessionId, tab = "calls", filter, spanId }: Route): str
   if (sessionId !== null && tab !== "calls") params.set("tab", tab);
   if (filter.type !== null) params.set("type", filter.type);
   if (filter.tool !== "") params.set("tool", filter.tool);
-  if (filter.sessionId !== null) params.set("session", filter.sessionId);
   if (filter.text !== "") params.set("q", filter.text);
   if (spanId !== null) params.set("span", String(spanId));
   const path = sessionId === null ? "#/" : sessionHref(sessionId);

@@ -30,35 +30,49 @@ export function shown(text: string): string {
   });
 }
 
-/**
- * Touching the DOM costs even where nothing changes: so only what does is written.
- *
- * @param target an element, or its id @param text null: hides it
- */
-export function setText(target: Element | string, text: string | null, title?: string | null) {
+/** What each element has been given: touching the DOM costs even where nothing changes. */
+const written = new WeakMap<Element, string | null>();
+
+/** @param target an element, or its id @param text null: hides it */
+export function setText(target: Element | string, text: string | null): void {
   const element = typeof target === "string" ? byId(target, HTMLElement) : target;
-  const next = shown(text ?? "");
+  if (written.get(element) === text) return;
+  written.set(element, text);
   element.toggleAttribute("hidden", text === null);
-  if (element.textContent !== next) element.textContent = next;
-  if (title !== undefined) setAttribute(element, "title", title);
+  element.textContent = shown(text ?? "");
 }
 
+type Value = string | number | boolean | null;
+
 /** @param value null: without it */
-export function setAttribute(
-  element: Element,
-  name: string,
-  value: string | number | boolean | null,
-): void {
+export function setAttribute(element: Element, name: string, value: Value): void {
   const next = value === null ? null : shown(String(value));
   if (element.getAttribute(name) === next) return;
   if (next === null) element.removeAttribute(name);
   else element.setAttribute(name, next);
 }
 
-/** A new element with this text. */
-export function create<K extends keyof HTMLElementTagNameMap>(tag: K, text: string) {
+/** By name: attributes, custom properties (`--share`), and its `text`. */
+type Contents = Readonly<Record<string, Value>>;
+
+export function set(element: HTMLElement, contents: Contents): void {
+  for (const [name, value] of Object.entries(contents))
+    if (name === "text") setText(element, value === null ? null : String(value));
+    else if (name.startsWith("--")) element.style.setProperty(name, String(value));
+    else setAttribute(element, name, value);
+}
+
+/** Writes into what is in `root`, by selector: its text alone, or more of it. */
+export function fill(root: ParentNode, parts: Readonly<Record<string, string | null | Contents>>) {
+  for (const [query, contents] of Object.entries(parts)) {
+    const isText = contents === null || typeof contents === "string";
+    set(part(root, query, HTMLElement), isText ? { text: contents } : contents);
+  }
+}
+
+export function create<K extends keyof HTMLElementTagNameMap>(tag: K, contents: Contents = {}) {
   const element = document.createElement(tag);
-  setText(element, text);
+  set(element, contents);
   return element;
 }
 
@@ -87,8 +101,7 @@ export function cloneOf(name: string): HTMLElement {
 
 /**
  * Keeps the children of an element, or of the one with this id, as one row per item, in order. A row
- * stays with its key; rows that are no longer needed are used for new items, so a feed that scrolls by
- * creates none.
+ * stays with its key: what the person has opened, selected or focused in it stays so.
  *
  * @param create prepares a copy of `template` (see cloneOf), in which `find` finds what matches; what
  *   it returns writes an item into it
@@ -107,32 +120,14 @@ export function createList<T extends { key: string | number }>(
   };
   return (items) => {
     const next: typeof rows = new Map();
-    const wanted = new Set(items.map(({ key }) => key));
-    const spare = [...rows].filter(([key]) => !wanted.has(key)).map(([, row]) => row);
-    for (const item of items) {
-      const row = next.get(item.key) ?? rows.get(item.key) ?? spare.pop() ?? createRow();
-      row.update(item);
-      next.set(item.key, row);
-    }
-    for (const row of spare) row.root.remove();
-    let at = container.firstElementChild;
-    for (const row of next.values())
-      if (row.root === at) at = at.nextElementSibling;
-      else container.insertBefore(row.root, at);
+    for (const { key } of items) next.set(key, rows.get(key) ?? createRow());
+    for (const [key, { root }] of rows) if (!next.has(key)) root.remove();
     rows = next;
-  };
-}
-
-/** A <details> that the page opens, too: `toggled` hears the person alone. @returns what opens or closes it */
-export function createFold(details: HTMLDetailsElement, toggled: (isOpen: boolean) => void) {
-  let wasOpen = false;
-  details.addEventListener("toggle", () => {
-    if (details.open === wasOpen) return;
-    wasOpen = details.open;
-    toggled(wasOpen);
-  });
-  return (isOpen: boolean) => {
-    if (isOpen !== wasOpen) details.open = wasOpen = isOpen;
+    let at = container.firstElementChild;
+    for (const { root } of rows.values())
+      if (root === at) at = at.nextElementSibling;
+      else container.insertBefore(root, at);
+    for (const item of items) rows.get(item.key)?.update(item);
   };
 }
 
@@ -158,13 +153,9 @@ export function createEnd(root: HTMLElement, changed: () => void) {
   return end;
 }
 
-/** Gives `canvas` as many pixels as the screen has for these CSS pixels; style.css gives its size. */
-export function fitCanvas(
-  canvas: HTMLCanvasElement,
-  context: CanvasRenderingContext2D,
-  width: number,
-  height: number,
-): void {
+/** Gives a canvas as many pixels as the screen has for these CSS pixels; style.css gives its size. */
+export function fitCanvas(context: CanvasRenderingContext2D, width: number, height: number): void {
+  const { canvas } = context;
   const ratio = devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(width * ratio));
   canvas.height = Math.max(1, Math.round(height * ratio));
@@ -185,17 +176,16 @@ export function contextOf(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
  *
  * @param changed called when they are others
  */
-export function createColors(changed: () => void): (name: `--${string}`) => string {
+export function createColors(changed: () => void) {
   const known = new Map<string, string>();
-  const probe = document.body.appendChild(document.createElement("i"));
-  probe.hidden = true;
+  const probe = document.body.appendChild(create("i", { hidden: true }));
   const forget = () => {
     known.clear();
     changed();
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forget);
   addEventListener("themechange", forget);
-  return (name) => {
+  return (name: `--${string}`): string => {
     let color = known.get(name);
     if (color === undefined) {
       probe.style.color = `var(${name})`;
@@ -206,53 +196,24 @@ export function createColors(changed: () => void): (name: `--${string}`) => stri
   };
 }
 
-/**
- * A button for each of `labels` in the element with this id, one of them pressed.
- *
- * @param labels by what `chosen` is told @returns the buttons
- */
+/** A button for each of `labels` in the element with this id, one of them pressed. @returns which */
 export function choose<K extends string>(
   id: string,
   labels: Readonly<Record<K, string>>,
-  pressed: K,
-  chosen: (value: K) => void,
-): HTMLButtonElement[] {
+  value: NoInfer<K>,
+  changed: () => void,
+) {
   const group = byId(id, HTMLElement);
-  for (const value in labels) {
-    const button = group.appendChild(create("button", labels[value]));
-    button.value = value;
-    setAttribute(button, "aria-pressed", value === pressed);
+  const choice: { value: K } = { value };
+  for (const name in labels) {
+    const button = create("button", { text: labels[name], "aria-pressed": name === value });
+    button.value = name;
+    group.append(button);
     button.addEventListener("click", () => {
-      for (const other of group.children) setAttribute(other, "aria-pressed", other === button);
-      chosen(value);
+      choice.value = name;
+      for (const each of group.children) setAttribute(each, "aria-pressed", each === button);
+      changed();
     });
   }
-  return [...group.querySelectorAll("button")];
-}
-
-/** How long a button says that it has copied. */
-const CONFIRM_MS = 1_500;
-
-/** Copies `text` for a press of `button`, which says whether it could. */
-export async function confirmCopy(button: HTMLButtonElement, text: Promise<string>): Promise<void> {
-  button.dataset.label ??= button.textContent ?? "";
-  try {
-    await copyText(await text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Can't copy here";
-  }
-  setTimeout(() => (button.textContent = button.dataset.label ?? ""), CONFIRM_MS);
-}
-
-async function copyText(text: string): Promise<void> {
-  // Only secure contexts have a clipboard: localhost is one, another name over http isn't.
-  if (navigator.clipboard !== undefined) return navigator.clipboard.writeText(text);
-  const area = document.createElement("textarea");
-  area.value = text;
-  document.body.append(area);
-  area.select();
-  const isCopied = document.execCommand("copy");
-  area.remove();
-  if (!isCopied) throw new Error("no clipboard");
+  return choice;
 }

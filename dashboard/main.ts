@@ -6,12 +6,11 @@
  *     stream ──▶ pending ──────┘   at most once per frame
  */
 
-import type { Overview } from "../server.ts";
 import { type Route, hashOf, routeOf } from "./address.ts";
-import { MILESTONES, getMilestones, getOverview, getSpent } from "./api.ts";
+import { MILESTONES, getMilestones } from "./api.ts";
 import { needsOf } from "./attention.ts";
-import { byId, setText } from "./dom.ts";
-import { type FeedFilter, NO_FILTER, type TelemetryEvent } from "./events.ts";
+import { byId } from "./dom.ts";
+import { NO_FILTER, type TelemetryEvent } from "./events.ts";
 import { createFrames } from "./frames.ts";
 import { createHistory } from "./history.ts";
 import {
@@ -45,7 +44,7 @@ import { familyOf, treeOf } from "./tree.ts";
 const TAKE_BUDGET_MS = 6;
 /** Ages and running durations count seconds. */
 const TICK_MS = 1_000;
-/** The figures of the table; and those of the header while nothing comes, else with each tick. */
+/** The figures, while nothing comes; else with each tick. */
 const FIGURES_INTERVAL_MS = 10_000;
 /** A page that isn't shown has no stream, but a title, an icon and notifications. */
 const HIDDEN_INTERVAL_MS = 15_000;
@@ -53,42 +52,43 @@ const HIDDEN_INTERVAL_MS = 15_000;
 const MIN_USUAL_CALLS = 20;
 /** Sessions that are asked for at the same time: a browser has six connections to a server. */
 const MAX_SEEKS = 3;
-/** Sessions that the feed's filter offers. */
-const OFFERED_SESSIONS = 50;
 
 let rows = createRows();
 let isLoaded = false;
 let pending: Frame[] = [];
-let overview: Overview | null = null;
-let spent: number | null = null;
 /** By tool: 95 of 100 of its calls take less, in milliseconds. */
 let usualMs: ReadonlyMap<string, number> | null = null;
 let route: Route = routeOf(location.hash);
 /** The session page, once its session and all below it were asked for. */
-let opened: { id: string; isAnswered: boolean; isLoading: boolean } | null = null;
+let opened: { id: string; isLoading: boolean } | null = null;
 /** What tells of its turns, by id. */
 const milestones = new Map<number, TelemetryEvent>();
 
 const notify = createNotify();
+const redraw = () => frames.requestPanelsNow();
+const refresh = () => void ask(loadFigures());
 const header = createHeader(() => stream.toggle());
-const sessions = createSessions(() => frames.requestPanelsNow());
+const sessions = createSessions(redraw);
 const sessionHead = createSessionHead();
+const history = createHistory({
+  rows: () => rows,
+  filter: () => ({ ...route.filter, sessionId: route.sessionId }),
+  seekSession: seek,
+});
 const feed = createFeed({
+  history,
   filterChanged: (filter) => location.replace(hashOf({ ...route, filter })),
-  loadOlder: () => void ask(history.loadOlder(feed.limit())),
-  changed: () => frames.requestPanelsNow(),
+  loadOlder: (limit) => void ask(history.loadOlder(limit)),
+  changed: redraw,
 });
 const search = createSearch(() => rows, seek);
 createControls(search.open);
-const spend = createSpend(() => void ask(loadUsage()));
-const usage = createUsage(() => void ask(loadUsage()), search.showCalls);
-const calls = createCalls(
-  () => frames.requestPanelsNow(),
-  (id) => void loadCallsOf(id),
-);
+const spend = createSpend(refresh);
+const usage = createUsage(refresh, search.showCalls);
+const calls = createCalls(redraw, (id) => void loadCallsOf(id));
 const sessionTabs = createSessionTabs(
   (tab) => location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
-  () => frames.requestPanels(),
+  redraw,
 );
 const timeline = createTimeline({
   rows: () => rows,
@@ -100,9 +100,8 @@ const timeline = createTimeline({
   wantsOlder: () => void loadOlderBars(),
   requestDraw: () => frames.requestTimeline(),
 });
-const history = createHistory({ rows: () => rows, filter: feedFilter, seekSession: seek });
 const frames = createFrames({
-  panels: [showMain, showSessions, showHeader],
+  panels: [showMain, showSessions, showNeeds],
   timeline,
   prepare() {
     takePending(TAKE_BUDGET_MS);
@@ -129,18 +128,12 @@ const stream = createStream({
   },
   opened() {
     rows.asked.clear();
-    void ask(loadOverview());
-    void ask(loadUsage());
+    refresh();
   },
   reset() {
     isLoaded = false; // but without an empty page in between
   },
-  show(connection) {
-    header.showConnection(connection);
-    if (connection.state === "connecting") return; // what was wrong may still be
-    const problem = connection.state === "waiting" ? connection.reason : null;
-    setText("notice", problem);
-  },
+  show: header.showConnection,
 });
 const emptyState = createEmptyState();
 
@@ -165,27 +158,25 @@ async function ask(work: Promise<unknown>): Promise<void> {
   frames.requestPanels();
 }
 
-let overviewAskedAt = -Infinity;
-let overviewHead = -1;
+let askedAt = -Infinity;
+let askedHead = -1;
 
-async function loadOverview(): Promise<void> {
-  overviewAskedAt = performance.now();
-  overviewHead = rows.head; // what comes while it is asked for may not be in the answer
-  [overview, spent] = await Promise.all([getOverview(), getSpent()]);
+/** The figures of the header, and of the table that is shown. */
+async function loadFigures(): Promise<void> {
+  if (!isLoaded || document.hidden) return;
+  askedAt = performance.now();
+  askedHead = rows.head; // what comes while it is asked for may not be in the answer
+  await Promise.all([
+    header.load(Date.now()),
+    route.isSpend ? spend.load(Date.now()) : loadUsage(),
+  ]);
 }
 
-let usageAskedAt = 0;
-let usageHead = -1;
-
+/** On a session's page it isn't shown, but what is usual must be known. */
 async function loadUsage(): Promise<void> {
-  const isShown = route.sessionId === null || usualMs === null;
-  if (!isLoaded || !isShown || document.hidden) return;
-  usageAskedAt = performance.now();
-  usageHead = rows.head;
-  if (route.isSpend) return spend.load(Date.now());
-  const used = await usage.load(Date.now());
+  if (route.sessionId !== null && usualMs !== null) return;
+  const used = await usage.load();
   if (used?.kind !== "tools") return;
-  feed.offerToolNames(used.rows.map(nameOf));
   const told = used.rows.filter(({ count }) => count >= MIN_USUAL_CALLS);
   usualMs = new Map(told.map((row) => [nameOf(row), row.p95_duration_ms ?? Infinity]));
 }
@@ -218,13 +209,12 @@ async function openSession(): Promise<void> {
   const id = route.sessionId;
   if (id === null || !isLoaded || opened?.id === id) return;
   const of = rows;
-  const page = { id, isAnswered: false, isLoading: true };
+  const page = { id, isLoading: true };
   opened = page;
   of.family = familyOf(of, id);
   const isWanted = () => opened === page && rows === of;
   try {
     const [isThere, told] = await Promise.all([loadFamily(of, id), getMilestones(id)]);
-    page.isAnswered = true;
     if (!isThere || !isWanted()) return;
     for (const event of told) milestones.set(event.id, event);
     takeMarks(of, told);
@@ -232,7 +222,7 @@ async function openSession(): Promise<void> {
     await loadFamilySpans(of, id, isWanted);
     if (isWanted()) timeline.fit();
   } catch {
-    if (opened === page && !page.isAnswered) opened = null; // asked again with the next tick
+    if (opened === page) opened = null; // asked again with the next tick
   } finally {
     page.isLoading = false;
     frames.requestPanels();
@@ -257,62 +247,50 @@ function showPage(): void {
   const shown = document.body.dataset.view;
   if (shown === view) return;
   document.body.dataset.view = view;
-  if (view !== "session" && shown !== "loading") void ask(loadUsage()); // then as soon as the stream is open
+  if (view !== "session" && shown !== "loading") refresh(); // then as soon as the stream is open
 }
 
-function showHeader(): void {
-  showNeeds();
-  if (overview !== null) header.show(overview, spent, Date.now());
-}
+const needsNow = () => needsOf(rows, usualMs, Date.now());
 
 /** Also where the page isn't shown. */
 function showNeeds(): void {
-  const now = Date.now();
-  const needs = needsOf(rows, usualMs, now);
-  header.showNeeds(needs, now);
+  const needs = needsNow();
+  header.showNeeds(needs, Date.now());
   notify.check(needs, treeOf(rows));
 }
 
 function showSessions(): void {
-  const now = Date.now();
-  if (rows.sessions.size === 0) return;
-  sessions.show(rows, needsOf(rows, usualMs, now), route.sessionId, now);
+  if (rows.sessions.size > 0) sessions.show(rows, needsNow(), route.sessionId, Date.now());
 }
 
 /** The feed, and on a session's page its head and calls. */
 function showMain(): void {
-  const now = Date.now();
+  const isOfOne = route.sessionId !== null;
+  // First: where it is scrolled to asks for the layout.
+  if (!isOfOne || route.tab === "events") feed.show(rows, isOfOne, Date.now());
   search.show();
   for (const id of rows.groups.keys()) if (!rows.sessions.has(id)) seek(id);
-  if (route.sessionId !== null) showSession(route.sessionId, now);
-  if (route.sessionId !== null && route.tab !== "events") return;
-  feed.show(rows, history.page(feed.limit(), feed.isHeld()), now);
+  if (route.sessionId !== null) showSession(route.sessionId, Date.now());
 }
 
 function showSession(id: string, now: number): void {
   const session = rows.sessions.get(id);
-  const isAnswered = opened?.id === id && opened.isAnswered;
   if (session === undefined) {
     sessionTabs.hide();
-    if (isAnswered) sessionHead.showMissing(id);
+    if (rows.deleted.has(id)) sessionHead.showMissing(id);
     return;
   }
-  const hasOlder = isAnswered && opened?.isLoading === false && !isWhole(rows, session);
+  const hasOlder = opened?.isLoading === false && !isWhole(rows, session);
   for (const event of rows.feed)
     if (event.session_id === id && MILESTONES.includes(event.type)) milestones.set(event.id, event);
-  const told = [...milestones.values()].sort((a, b) => a.at - b.at);
-  sessionHead.show(rows, session, told, needsOf(rows, usualMs, now), now);
+  const told = [...milestones.values()].sort((a, b) => a.at - b.at || a.id - b.id);
+  sessionHead.show(rows, session, told, needsNow(), now);
   sessionTabs.show(rows, session, route.tab ?? "calls");
   if (route.tab === "calls") calls.show(rows, session, told, hasOlder, now);
   rows.family = familyOf(rows, id);
 }
 
 // ─── The address, the clock, the tab ─────────────────────────────────────────
-
-/** On a session's page the feed is its own. */
-function feedFilter(): FeedFilter {
-  return route.sessionId === null ? route.filter : { ...route.filter, sessionId: route.sessionId };
-}
 
 /** The address may have any event of a call: the span that it is of takes its place. */
 async function seekSelected(): Promise<void> {
@@ -321,13 +299,6 @@ async function seekSelected(): Promise<void> {
   const found = await seekSpan(rows, sessionId, spanId);
   const isWanted = found !== spanId && route.spanId === spanId;
   if (isWanted) location.replace(hashOf({ ...route, spanId: found }));
-}
-
-function showFilter(): void {
-  const latest = [...rows.sessions.values()]
-    .sort((a, b) => b.lastEventAt - a.lastEventAt)
-    .slice(0, OFFERED_SESSIONS);
-  feed.showFilter(route.filter, latest, route.sessionId !== null);
 }
 
 function showRoute(): void {
@@ -340,7 +311,6 @@ function showRoute(): void {
     milestones.clear();
     sessionHead.hide();
     sessionTabs.hide();
-    calls.reset();
     timeline.fit();
     scrollTo(0, 0);
   }
@@ -359,9 +329,9 @@ function showLoaded(): void {
 
 /** What the address asks for. */
 function showWanted(): void {
-  showFilter();
+  feed.showFilter(route.filter);
   timeline.wantSpan(route.spanId);
-  if (route.spanId !== null) calls.select(route.spanId);
+  calls.select(route.spanId);
   frames.requestPanelsNow();
   if (!isLoaded) return;
   void openSession();
@@ -371,7 +341,6 @@ function showWanted(): void {
 
 addEventListener("hashchange", showRoute);
 document.addEventListener("visibilitychange", () => frames.requestPanels());
-byId("feed-session", HTMLSelectElement).addEventListener("focus", showFilter);
 byId("skip-link", HTMLAnchorElement).addEventListener("click", (event) => {
   event.preventDefault(); // the part after # is the page's address
   byId("timeline-scroll", HTMLDivElement).focus();
@@ -388,9 +357,7 @@ setInterval(() => {
   }
   if (!stream.isOpen()) return;
   if (document.body.dataset.view === "empty") void ask(emptyState.look(Date.now()));
-  const isOverviewOld = at - overviewAskedAt >= FIGURES_INTERVAL_MS;
-  if (isOverviewOld || overviewHead !== rows.head) void ask(loadOverview());
-  if (at - usageAskedAt >= FIGURES_INTERVAL_MS && usageHead !== rows.head) void ask(loadUsage());
+  if (at - askedAt >= FIGURES_INTERVAL_MS || askedHead !== rows.head) refresh();
   void openSession();
 }, TICK_MS);
 

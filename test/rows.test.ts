@@ -771,7 +771,7 @@ describe("the address", () => {
     const route = {
       sessionId: "a/b?c #d",
       tab: "files",
-      filter: { type: "tool_use", tool: "mcp_bash", sessionId: "x&y", text: "50 % = ½" },
+      filter: { type: "tool_use", tool: "mcp_bash", sessionId: null, text: "50 % = ½ & x" },
       spanId: 7,
     } as const;
     expect(routeOf(hashOf(route))).toEqual(route);

@@ -3,12 +3,11 @@
 import type { EventType } from "../../server.ts";
 import { hashOf, sessionHref } from "../address.ts";
 import { getCall } from "../api.ts";
-import { byId, createEnd, createFold, createList, part, setText } from "../dom.ts";
+import { byId, createEnd, createList, part, setText } from "../dom.ts";
 import {
   NO_FILTER,
   type TelemetryEvent,
   asText,
-  errorText,
   isEventType,
   prettyJson,
   wordsOf,
@@ -38,158 +37,120 @@ import { type Line, createLines } from "./line.ts";
 
 /** Calls of a turn or of an agent that are shown at first, the latest; and added by each "Show more". */
 const PAGE_CALLS = 100;
-/** Characters of an error that a span's row has: a longer one is read from its events. */
+/** Characters of an error that a span's row has: opened, its line shows the whole. */
 const CUT_ERROR_CHARS = 300;
 
 interface Item {
-  key: number;
+  key: string;
   turn: Turn;
-  isOpen: boolean;
-  lines: readonly Line[];
-  now: number;
+  isLatest: boolean;
 }
 
 /** @param loadSpans more calls of this session than are loaded are wanted */
 export function createCalls(changed: () => void, loadSpans: (sessionId: string) => void) {
-  const section = byId("calls", HTMLElement);
-  const open = { keys: new Set<string | number>(), changed };
-  /** Turns that the person has opened or closed; of the others the latest is open. */
-  const chosen = new Map<number, boolean>();
-  const limits = new Map<number, number>();
-  /** Errors that were longer than a row has room for, by the key of their line. */
-  const errors = new Map<string, string>();
-  let selected: { id: number; isShown: boolean } | null = null;
+  let rows: Rows;
   let sessionId = "";
-  const end = createEnd(section, () => loadSpans(sessionId));
-  const limitOf = (id: number) => limits.get(id) ?? PAGE_CALLS;
+  let now = 0;
+  let selectedId: number | null = null;
+  /** Once it is here, its turn is opened and it is brought into sight. */
+  let isSought = false;
+  const end = createEnd(byId("calls", HTMLElement), () => loadSpans(sessionId));
 
   const showTurns = createList<Item>("turns", "turn", (root, find) => {
-    const more = find("button");
-    const showLines = createLines(find("ol"), open);
-    let shownId = 0;
-    const setOpen = createFold(part(root, "details", HTMLDetailsElement), (isOpen) => {
-      chosen.set(shownId, isOpen);
+    const details = part(root, "details", HTMLDetailsElement);
+    const showLines = createLines(find("ol"), changed);
+    let wasLatest = false;
+    let limit = PAGE_CALLS;
+    details.addEventListener("toggle", changed);
+    find("button").addEventListener("click", () => {
+      limit += PAGE_CALLS;
       changed();
     });
-    more.addEventListener("click", () => {
-      limits.set(shownId, limitOf(shownId) + PAGE_CALLS);
-      changed();
-    });
-    return ({ turn, isOpen, lines, now }) => {
-      shownId = turn.id;
-      setOpen(isOpen);
-      setText(find(".turn-title"), turn.title);
+    return ({ turn, isLatest }) => {
+      const { title, calls } = turn;
+      const found = isSought ? calls.findIndex(isSelectedIn) : -1;
+      if (isLatest !== wasLatest) details.open = wasLatest = isLatest;
+      if (found >= 0) {
+        details.open = true;
+        limit = Math.max(limit, calls.length - found);
+      }
+      setText(find(".turn-title"), title);
       for (const [index, figure] of figuresOf(turn, now).entries())
         setText(find(`.turn-figures :nth-child(${index + 1})`), figure ?? "");
-      const earlier = turn.calls.length - lines.length;
-      setText(more, isOpen && earlier > 0 ? `Show ${earlier} earlier` : null);
-      showLines(lines);
+      const earlier = calls.length - limit;
+      setText(find("button"), earlier > 0 ? `Show ${earlier} earlier` : null);
+      if (details.open) showLines(calls.slice(-limit).map((call) => lineOf(turn, call)));
+      if (found < 0) return;
+      isSought = false;
+      root.querySelector("[data-selected=true]")?.scrollIntoView({ block: "nearest" });
     };
   });
 
-  /** Why it failed, whole: what its row lacks is asked for once. */
-  function reasonOf(span: SpanEntry): string | null {
-    const { id, error, ended_at } = span.row;
-    if (error === null || error.length < CUT_ERROR_CHARS) return error;
-    const key = `${id} ${ended_at}`;
-    if (!errors.has(key)) {
-      errors.set(key, error);
-      getCall(span).then(
-        (events) => {
-          const whole = events.map(({ fields }) => errorText(fields.error));
-          errors.set(key, whole.findLast((told) => told !== null) ?? error);
-          changed();
-        },
-        () => errors.delete(key), // asked for again
-      );
-    }
-    return errors.get(key) ?? error;
+  /** It is the selected one, or the agent that did it. */
+  function isSelectedIn({ row }: SpanEntry): boolean {
+    const owner = rows.spans.get(selectedId ?? 0)?.row.session_id;
+    return row.id === selectedId || (row.child_session_id ?? "") === owner;
   }
 
-  function lineOf(rows: Rows, turn: Turn, span: SpanEntry, now: number): Line {
+  function lineOf(turn: Turn, span: SpanEntry): Line {
     const { row, start, end } = span;
-    const end_ms = shownEnd(span, now);
     const length = Math.max(1, turn.end - turn.start);
+    const time = formatDuration(end === null ? now - start : row.duration_ms);
+    const took = isMoment(span) ? null : `${end === null ? "runs " : ""}${time}`;
     const waited = row.waited_ms ? `waited ${formatDuration(row.waited_ms)}` : null;
-    const time = isMoment(span)
-      ? null
-      : formatDuration(end === null ? now - start : row.duration_ms);
     const child = row.kind === "agent" ? row.child_session_id : null;
     const agent = rows.sessions.get(child ?? "");
     const words = wordsOf(eventOf(row));
-    const isOpen = open.keys.has(row.id);
-    if (child !== null && isOpen) loadSpans(child);
-    const below = child !== null && isOpen ? callsOf(rows, child).slice(-PAGE_CALLS) : [];
-    const lines: Line[] = below.map((call) => lineOf(rows, turn, call, now));
+    const linesBelow = (id: string) => {
+      loadSpans(id);
+      const below = callsOf(rows, id).slice(-PAGE_CALLS);
+      return below.map((call) => lineOf(turn, call));
+    };
     return {
       ...words,
       ...(agent && {
         kind: statusOf(agent) === "waiting" ? "wait" : "agent",
         text: joined([words.text || null, workOf(rows, agent, now)]),
       }),
-      reason: reasonOf(span),
       key: row.id,
       at: start,
       now,
-      length: joined([waited, time === null ? null : `${end === null ? "runs " : ""}${time}`]),
+      length: joined([waited, took]),
       isFailed: isFailedSpan(span),
-      isSelected: row.id === selected?.id,
+      isSelected: row.id === selectedId,
+      isSought: isSought && isSelectedIn(span),
       href: hashOf({ sessionId, filter: NO_FILTER, spanId: row.id }),
       bar: {
         from: Math.min(1, Math.max(0, start - turn.start) / length),
-        share: (end_ms - start) / length,
+        share: (shownEnd(span, now) - start) / length,
       },
       detail: async () => detailOf(span, await getCall(span)),
-      version: String(row.ended_at),
-      ...(child === null ? {} : { nested: { href: sessionHref(child), lines } }),
+      version: `${row.id} ${row.ended_at}`,
+      ...(child && { nested: { href: sessionHref(child), lines: () => linesBelow(child) } }),
     };
   }
 
   return {
-    reset(): void {
-      for (const kept of [open.keys, chosen, limits, errors]) kept.clear();
-      selected = null;
-    },
     /** Opens the turn of a call, once it is here, and brings it into sight. */
-    select(id: number): void {
-      selected = { id, isShown: false };
+    select(id: number | null): void {
+      selectedId = id;
+      isSought = id !== null;
     },
     /** @param hasOlder the server has calls that aren't loaded */
     show(
-      rows: Rows,
+      shown: Rows,
       session: SessionEntry,
       told: readonly TelemetryEvent[],
       hasOlder: boolean,
-      now: number,
+      at: number,
     ): void {
-      sessionId = session.row.id;
-      const turns = turnsOf(rows, session, told, now);
-      const latest = turns.at(-1)?.id;
-      const isNew = selected !== null && !selected.isShown;
-      for (const { id, calls } of isNew ? turns : []) {
-        if (selected === null) break;
-        // Or the agent that it is a call of.
-        const sought = rows.spans.get(selected.id)?.row.session_id;
-        const at = calls.findIndex(
-          ({ row }) => row.id === selected?.id || row.child_session_id === sought,
-        );
-        if (at < 0) continue;
-        open.keys.add(calls[at]?.row.id ?? 0);
-        chosen.set(id, true);
-        limits.set(id, Math.max(limitOf(id), calls.length - at));
-        selected.isShown = true;
-      }
-      showTurns(
-        turns.toReversed().map((turn) => {
-          const isOpen = chosen.get(turn.id) ?? turn.id === latest;
-          const calls = isOpen ? turn.calls.slice(-limitOf(turn.id)) : [];
-          const lines = calls.map((call) => lineOf(rows, turn, call, now));
-          return { key: turn.id, turn, isOpen, lines, now };
-        }),
-      );
+      [rows, sessionId, now] = [shown, session.row.id, at];
+      const turns = turnsOf(rows, session, told, now).toReversed();
+      const itemOf = (turn: Turn, index: number) => {
+        return { key: `${sessionId} ${turn.id}`, turn, isLatest: index === 0 };
+      };
+      showTurns(turns.map(itemOf));
       end.show(turns.length, hasOlder);
-      if (isNew && selected?.isShown)
-        section.querySelector("[data-selected=true]")?.scrollIntoView({ block: "nearest" });
     },
   };
 }
@@ -236,7 +197,9 @@ function eventOf({ kind, name, text, error, outcome, attributes }: SpanRow) {
   const type = kind === "mark" && isEventType(name) ? name : EVENT_OF[kind];
   const named = { tool: name, subagent_type: name, model: name };
   const said = { args: text, description: text, detail: text };
-  return { type, fields: { ...attributes, ...named, ...said, error, outcome } };
+  const isCut = error !== null && error.length >= CUT_ERROR_CHARS;
+  const why = isCut ? `${error}…` : error;
+  return { type, fields: { ...attributes, ...named, ...said, error: why, outcome } };
 }
 
 /** Of a call its whole arguments and what came of it, of an agent what it was asked. */

@@ -1,30 +1,24 @@
 /** The theme, and the keys that work wherever the focus is. */
 
-import { byId, kept, setAttribute, setText } from "../dom.ts";
+import { byId, kept, set } from "../dom.ts";
 
 const THEMES = ["system", "light", "dark"];
 
 export function createControls(openSearch: () => void): void {
   const theme = byId("theme", HTMLButtonElement);
-  const keys = byId("keys", HTMLDialogElement);
-  let at = Math.max(0, THEMES.indexOf(kept("theme")));
 
-  function showTheme(): void {
-    const name = THEMES[at] ?? "";
+  function showTheme(at: number): void {
+    const name = kept("theme", THEMES[at % THEMES.length]);
     document.documentElement.dataset.theme = name;
-    setText(theme, "◐○●"[at] ?? "", `Theme: ${name}`);
-    setAttribute(theme, "aria-label", `Theme: ${name}`);
+    const label = `Theme: ${name}`;
+    set(theme, { text: "◐○●".charAt(at % THEMES.length), title: label, "aria-label": label });
     dispatchEvent(new Event("themechange"));
   }
 
-  theme.addEventListener("click", () => {
-    at = (at + 1) % THEMES.length;
-    kept("theme", THEMES[at] ?? "");
-    showTheme();
-  });
-  showTheme();
+  const at = () => Math.max(0, THEMES.indexOf(kept("theme")));
+  theme.addEventListener("click", () => showTheme(at() + 1));
+  showTheme(at());
 
-  byId("keys-open", HTMLButtonElement).addEventListener("click", () => keys.showModal());
   document.addEventListener("keydown", (event) => {
     const { key, target, ctrlKey, metaKey, altKey } = event;
     const isTyping = target instanceof Element && target.closest("input, select, dialog");
@@ -32,7 +26,7 @@ export function createControls(openSearch: () => void): void {
     if (altKey || (isTyping && !isControl)) return;
     const wanted = `${isControl ? "Ctrl " : ""}${key.toLowerCase()}`;
     if (wanted === "/" || wanted === "Ctrl k") openSearch();
-    else if (wanted === "?") keys.showModal();
+    else if (wanted === "?") byId("keys", HTMLDivElement).togglePopover();
     else if (wanted === "n") byId("stat-needs-link", HTMLAnchorElement).click();
     else return;
     event.preventDefault();

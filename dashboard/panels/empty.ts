@@ -1,7 +1,7 @@
 /** What a page without sessions says: what is there already, and what to do next. */
 
 import { get } from "../api.ts";
-import { byId, confirmCopy, setAttribute, setText } from "../dom.ts";
+import { byId, setAttribute, setText } from "../dom.ts";
 import { formatAge, joined } from "../format.ts";
 
 interface Sender {
@@ -22,11 +22,6 @@ export function createEmptyState() {
     "command-curl",
     `curl '${origin}/api/events' -H 'Content-Type: application/json' -d '{"type":"session_start","session_id":"hello","data":{"title":"Hello"}}'`,
   );
-  for (const button of document.querySelectorAll<HTMLButtonElement>(".copy"))
-    button.addEventListener("click", () => {
-      const command = button.previousElementSibling?.textContent ?? "";
-      void confirmCopy(button, Promise.resolve(command));
-    });
 
   return {
     /** Asks the server whether it has heard a plugin. */

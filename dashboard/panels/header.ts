@@ -2,8 +2,9 @@
 
 import type { Overview } from "../../server.ts";
 import { sessionHref } from "../address.ts";
+import { getOverview, getSpent } from "../api.ts";
 import type { Need } from "../attention.ts";
-import { byId, part, setAttribute, setText } from "../dom.ts";
+import { byId, fill, part, setAttribute } from "../dom.ts";
 import { MINUTE_MS, formatAge, formatCost, formatCount } from "../format.ts";
 import { labelOf } from "../rows.ts";
 
@@ -22,10 +23,9 @@ const CONNECTION_WORDS = {
 
 export function createHeader(togglePause: () => void) {
   const connection = byId("connection", HTMLButtonElement);
-  const needLink = byId("stat-needs-link", HTMLAnchorElement);
-  const errors = byId("stat-errors-link", HTMLAnchorElement);
   const icon = part(document, "link[rel=icon]", HTMLLinkElement);
   const plainIcon = icon.href;
+  const dot = encodeURIComponent("<circle cx='11' cy='11' r='5' fill='#e0a030'/></svg>");
   connection.addEventListener("click", togglePause);
 
   return {
@@ -34,37 +34,43 @@ export function createHeader(togglePause: () => void) {
         at.state === "waiting"
           ? [`Reconnecting in ${at.seconds} s`, at.reason ?? "Try again now"]
           : CONNECTION_WORDS[at.state];
-      setText("connection-text", text);
-      setAttribute(connection, "title", title);
-      for (const element of [connection, byId("connection-dot", HTMLElement)])
-        setAttribute(element, "data-status", at.state);
+      fill(document, {
+        "#connection": { title, "data-status": at.state },
+        "#connection-dot": { "data-status": at.state },
+        "#connection-text": text,
+      });
+      if (at.state === "connecting") return; // what was wrong may still be
+      fill(document, { "#notice": at.state === "waiting" ? at.reason : null });
     },
     /** Also in the tab, where a page is that isn't shown. */
     showNeeds(needs: readonly Need[], now: number): void {
       const count = new Set(needs.map(({ root }) => root)).size;
       const [first] = needs;
       const age = first && `${labelOf(first.session)}, ${formatAge(now - first.since)}`;
-      setText("stat-needs-count", formatCount(count));
-      setText("stat-needs-name", age ?? "");
-      setText("stat-needs-text", first?.text ?? "");
-      setAttribute(needLink, "data-status", first?.cause ?? null);
-      setAttribute(needLink, "href", first ? sessionHref(first.session.row.id) : "#/");
-      setAttribute(needLink, "title", first?.text ?? null);
+      fill(document, {
+        "#stat-needs-count": formatCount(count),
+        "#stat-needs-name": age ?? "",
+        "#stat-needs-text": first?.text ?? "",
+        "#stat-needs-link": {
+          "data-status": first?.cause ?? null,
+          href: first ? sessionHref(first.session.row.id) : "#/",
+          title: first?.text ?? null,
+        },
+      });
       document.title = count === 0 ? TITLE : `(${count}) ${TITLE}`;
-      const dot = encodeURIComponent("<circle cx='11' cy='11' r='5' fill='#e0a030'/></svg>");
-      const dotted = plainIcon.replace("%3C/svg%3E", dot);
-      setAttribute(icon, "href", count === 0 ? plainIcon : dotted);
+      setAttribute(icon, "href", count === 0 ? plainIcon : plainIcon.replace("%3C/svg%3E", dot));
     },
-    /** @param spent US dollars today; null: not known */
-    show(overview: Overview, spent: number | null, now: number): void {
+    async load(now: number): Promise<void> {
+      const [overview, spent] = await Promise.all([getOverview(), getSpent()]);
       const { running_agents, errors_last_hour, old_plugin } = overview;
-      setText("stat-agents", formatCount(running_agents));
-      setText("stat-cost", formatCost(spent));
-      setText(errors, formatCount(errors_last_hour));
-      setAttribute(errors, "data-status", errors_last_hour > 0 ? "failed" : null);
-      const old = old_plugin && `OpenCode’s plugin ${old_plugin} is older than this server`;
-      setText("old-plugin", old);
-      setText("stat-rate", formatCount(perMinute(overview, now)));
+      const status = errors_last_hour > 0 ? "failed" : null;
+      fill(document, {
+        "#stat-agents": formatCount(running_agents),
+        "#stat-cost": formatCost(spent),
+        "#stat-errors-link": { text: formatCount(errors_last_hour), "data-status": status },
+        "#old-plugin": old_plugin && `OpenCode’s plugin ${old_plugin} is older than this server`,
+        "#stat-rate": formatCount(perMinute(overview, now)),
+      });
     },
   };
 }

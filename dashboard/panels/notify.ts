@@ -2,7 +2,7 @@
 
 import { sessionHref } from "../address.ts";
 import type { Need } from "../attention.ts";
-import { byId, kept, setAttribute, shown } from "../dom.ts";
+import { byId, kept, set, shown } from "../dom.ts";
 import { type SessionEntry, labelOf } from "../rows.ts";
 import type { Tree } from "../tree.ts";
 
@@ -16,9 +16,8 @@ export function createNotify() {
   function show(): void {
     const isDenied = isPossible && Notification.permission === "denied";
     const words = isDenied ? "This browser blocks the page's notifications" : "Notify me";
-    setAttribute(button, "aria-label", words);
-    setAttribute(button, "title", `${words}: who waits, what failed, whose agents are done`);
-    setAttribute(button, "aria-pressed", String(isOn));
+    const title = `${words}: who waits, what failed, whose agents are done`;
+    set(button, { "aria-label": words, title, "aria-pressed": isOn });
   }
 
   async function tell(tag: string, session: SessionEntry, text: string): Promise<void> {

@@ -3,7 +3,7 @@
 import { errorsHref, sessionHref } from "../address.ts";
 import type { Cause, Need } from "../attention.ts";
 import { deleteSession, getSessionText } from "../api.ts";
-import { byId, confirmCopy, createList, setAttribute, setText } from "../dom.ts";
+import { byId, createList, fill, set } from "../dom.ts";
 import { type TelemetryEvent, asText, errorText, isRecord, shownWhole } from "../events.ts";
 import {
   UNKNOWN,
@@ -16,18 +16,24 @@ import {
   formatNoun,
   joined,
   shortId,
+  shortPath,
 } from "../format.ts";
 import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
 import { countOf } from "../tree.ts";
 import { contextOf } from "../turns.ts";
 import { STATUS_WORDS, reasonOf } from "./sessions.ts";
 
+/** How long the button says that it has copied. */
+const CONFIRM_MS = 1_500;
+const DELETE_QUESTION =
+  "Delete this session and all below it from the server: events, figures, costs? There is no way back.";
+
 /** Null: not known. */
 interface Fact {
   key: string;
   value: string | null;
   title?: string | null;
-  href?: string | undefined;
+  href?: string | null;
   /** Of a bar under it, from 0 to 1. */
   share?: number;
 }
@@ -35,26 +41,35 @@ interface Fact {
 export function createSessionHead() {
   const section = byId("session-head", HTMLElement);
   const copyButton = byId("session-copy", HTMLButtonElement);
-  const actions = byId("session-actions", HTMLSpanElement);
-  const trace = byId("session-trace", HTMLAnchorElement);
   let openId = "";
-  copyButton.addEventListener("click", () => void confirmCopy(copyButton, getSessionText(openId)));
-  listenToDelete(() => openId);
+  copyButton.hidden = !isSecureContext; // only localhost and https have a clipboard
+  copyButton.addEventListener("click", async () => {
+    const text = await getSessionText(openId).catch(() => null);
+    if (text === null) return; // the stream says what is wrong
+    await navigator.clipboard.writeText(text);
+    copyButton.textContent = "Copied";
+    setTimeout(() => (copyButton.textContent = "Copy as JSON"), CONFIRM_MS);
+  });
+  byId("session-delete", HTMLButtonElement).addEventListener("click", async () => {
+    const id = openId;
+    if (!confirm(DELETE_QUESTION)) return;
+    const problem = await deleteSession(id).catch(String);
+    if (problem) alert(`It wasn't deleted: ${problem}`);
+    else if (openId === id) location.hash = "#/"; // the stream takes it out of the page
+  });
 
-  const showFacts = createList<Fact>("session-facts", "fact-row", (root, find) => {
-    return ({ key, value, title, href, share }) => {
-      setText(find("dt"), key);
-      setText(find("a"), value ?? UNKNOWN, title ?? null);
-      setAttribute(find("a"), "href", href ?? null);
-      setAttribute(root, "data-bar", share !== undefined);
-      root.style.setProperty("--share", String(share ?? 0));
+  const showFacts = createList<Fact>("session-facts", "fact-row", (root) => {
+    return ({ key, value, title = null, href = null, share }) => {
+      fill(root, { dt: key, a: { text: value ?? UNKNOWN, title, href } });
+      set(root, { "data-bar": share !== undefined, "--share": share ?? 0 });
     };
   });
 
-  function showStatus(shown: Status | Cause): void {
+  function show(status: Status | Cause, facts: Fact[], contents: Parameters<typeof fill>[1]): void {
     section.hidden = false;
-    for (const element of [section, byId("session-dot", HTMLElement)])
-      setAttribute(element, "data-status", shown);
+    section.dataset.status = status;
+    fill(section, { "#session-dot": { "data-status": status }, ...contents });
+    showFacts(facts);
   }
 
   return {
@@ -71,49 +86,32 @@ export function createSessionHead() {
     ): void {
       const { id, info } = session.row;
       openId = id;
-      actions.hidden = false;
-      setAttribute(trace, "href", `/api/sessions/${encodeURIComponent(id)}/trace.json`);
-      setText("session-name", labelOf(session), id);
-      setText("session-agent", asText(info.agent));
-      const need = needs.find(({ session: { row } }) => rows.family.has(row.id));
-      showStatus(need?.cause ?? statusOf(session));
+      const need = needs.find((each) => rows.family.has(each.session.row.id));
       const below = need?.session === session ? undefined : need;
       const first =
         below && `${labelOf(below.session)}: ${below.text}, ${formatAge(now - below.since)}.`;
-      setText("session-status", joined([first ?? null, statusSentence(rows, session, now)], " "));
       const failed = told.findLast(({ type }) => type !== "session_compacted");
       const reason = failed?.type === "session_error" ? errorText(failed.fields.error) : null;
-      setText("session-error", reason && shownWhole(reason));
-      showFacts(factsOf(rows, session, now));
+      show(need?.cause ?? statusOf(session), factsOf(rows, session, now), {
+        "#session-name": { text: labelOf(session), title: id },
+        "#session-agent": asText(info.agent),
+        "#session-status": joined([first ?? null, statusSentence(rows, session, now)], " "),
+        "#session-error": reason && shownWhole(reason),
+        "#session-actions": { hidden: null },
+        "#session-trace": { href: `/api/sessions/${encodeURIComponent(id)}/trace.json` },
+      });
     },
     /** The server doesn't have it. */
     showMissing(id: string): void {
-      actions.hidden = true;
-      setText("session-name", `No session ${shortId(id)}`);
-      showStatus("stale");
-      setText("session-status", "It may have been deleted after the retention time.");
-      for (const id of ["session-agent", "session-error"]) setText(id, null);
-      showFacts([]);
+      show("stale", [], {
+        "#session-name": `No session ${shortId(id)}`,
+        "#session-agent": null,
+        "#session-status": "It may have been deleted after the retention time.",
+        "#session-error": null,
+        "#session-actions": { hidden: true },
+      });
     },
   };
-}
-
-/** The button that deletes it, after a question. */
-function listenToDelete(sessionId: () => string): void {
-  const question = byId("delete", HTMLDivElement);
-  const note = byId("delete-note", HTMLParagraphElement);
-  const usual = note.textContent;
-  question.addEventListener("toggle", () => setText(note, usual));
-  byId("delete-confirm", HTMLButtonElement).addEventListener("click", async () => {
-    const id = sessionId();
-    try {
-      await deleteSession(id); // the stream takes it out of the page
-      question.hidePopover();
-      if (sessionId() === id) location.hash = "#/";
-    } catch (error) {
-      setText(note, `It wasn't deleted: ${error instanceof Error ? error.message : String(error)}`);
-    }
-  });
 }
 
 function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
@@ -136,15 +134,13 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
       title: `${formatCompact(context.used)} tokens`,
       share: context.share,
     },
-    errors.total === 0
-      ? null
-      : {
-          key: "Errors",
-          value: withOwn(formatCount, errors),
-          href: errors.own > 0 ? errorsHref(row.id) : undefined, // the others are among its calls
-        },
+    {
+      key: "Errors",
+      value: withOwn(formatCount, errors),
+      href: errors.own > 0 ? errorsHref(row.id) : null, // the others are among its calls
+    },
     { key: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
-    { key: "Directory", value: path?.split(/[\\/]/).slice(-2).join("/") ?? null, title: path },
+    { key: "Directory", value: path && shortPath(path), title: path },
     parent && { key: "Part of", value: labelOf(parent), href: sessionHref(parent.row.id) },
   ];
   return facts.filter((fact) => fact !== null);

@@ -1,12 +1,11 @@
-/** What was used how often and for how long, as a table under a chart of the activity. */
+/** What was used how often and for how long, against the time before. */
 
-import type { Activity, UsageStats } from "../../server.ts";
+import type { UsageStats } from "../../server.ts";
 import { get } from "../api.ts";
 import { choose } from "../dom.ts";
 import { asText } from "../events.ts";
 import { formatCost, formatCount, formatDuration, joined } from "../format.ts";
 import { type Column, createTable } from "../table.ts";
-import { createActivityChart } from "./activity.ts";
 
 /** As the server has it: by tool, by type of agent, or by model and provider. */
 export type UsageRow = Omit<UsageStats, "name"> & {
@@ -34,11 +33,6 @@ export interface UsageQuery {
   hours: number;
 }
 
-const EACH: Column<UsageRow>[] = [
-  { head: "Count", value: (row) => row.count, format: formatCount, isBar: true },
-  { head: "p50", value: (row) => row.p50_duration_ms, format: formatDuration },
-  { head: "p95", value: (row) => row.p95_duration_ms, format: formatDuration, isBar: true },
-];
 const CALLS: Column<UsageRow>[] = [
   { head: "Worked", value: workedOf, format: formatDuration, isBar: true },
   { head: "Waited", value: (row) => row.waited_ms || null, format: formatDuration },
@@ -47,15 +41,22 @@ const MODELS: Column<UsageRow>[] = [
   { head: "1st token", value: (row) => row.avg_first_token_ms ?? null, format: formatDuration },
   { head: "Cost", value: (row) => row.cost ?? null, format: formatCost, isBar: true },
 ];
-const ERRORS: Column<UsageRow> = {
-  head: "Errors",
-  value: (row) => row.error_count,
-  format: formatCount,
-};
+const columnsOf = (kind: Kind): Column<UsageRow>[] => [
+  { head: "Count", value: (row) => row.count, format: formatCount, isBar: true },
+  { head: "p50", value: (row) => row.p50_duration_ms, format: formatDuration },
+  { head: "p95", value: (row) => row.p95_duration_ms, format: formatDuration, isBar: true },
+  ...(kind === "models" ? MODELS : CALLS),
+  { head: "Errors", value: (row) => row.error_count, format: formatCount },
+];
 
 /** Without the waits for the person. */
 function workedOf({ avg_duration_ms, total_duration_ms, waited_ms }: UsageRow): number | null {
   return avg_duration_ms === null ? null : total_duration_ms - waited_ms;
+}
+
+async function getUsage({ kind, hours }: UsageQuery, before_hours: number): Promise<UsageRow[]> {
+  const response = await get(`/api/analytics/${kind}`, { hours, before_hours });
+  return (await response.json())[kind];
 }
 
 /** @param changed something else is to be loaded @param opened the calls of a row are wanted */
@@ -63,45 +64,20 @@ export function createUsage(
   changed: () => void,
   opened: (name: string, query: UsageQuery) => void,
 ) {
-  const query: UsageQuery = { kind: "tools", hours: 1 };
-  const showTable = createTable<UsageRow>("usage", (name) => opened(name, query));
-  const showActivity = createActivityChart();
-  let asked = 0;
-
-  choose("usage-kind", KINDS, query.kind, (kind) => {
-    query.kind = kind;
-    changed();
-  });
-  choose("usage-hours", HOURS, "1", (hours) => {
-    query.hours = Number(hours);
-    changed();
-  });
+  const kinds = choose("usage-kind", KINDS, "tools", changed);
+  const periods = choose("usage-hours", HOURS, "1", changed);
+  const query = () => ({ kind: kinds.value, hours: Number(periods.value) });
+  const showTable = createTable<UsageRow>("usage", (name) => opened(name, query()));
 
   return {
     /** @returns what it shows; null: another choice was made meanwhile */
-    async load(now: number): Promise<{ kind: Kind; rows: UsageRow[] } | null> {
-      const mine = ++asked;
-      const { kind, hours } = query;
-      const getUsed = async (before_hours: number) => {
-        const response = await get(`/api/analytics/${kind}`, { hours, before_hours });
-        const body: Partial<Record<Kind, UsageRow[]>> = await response.json();
-        return body[kind] ?? [];
-      };
-      const [rows, earlier, counts] = await Promise.all([
-        getUsed(0),
-        getUsed(hours),
-        get("/api/analytics/activity", { hours }),
-      ]);
-      const { activity }: { activity: Activity[] } = await counts.json();
-      if (mine !== asked) return null;
-      const before = new Map(earlier.map((row) => [nameOf(row), row]));
-      showTable({
-        name: KINDS[kind],
-        columns: [...EACH, ...(kind === "models" ? MODELS : CALLS), ERRORS],
-        rows: rows.map((row) => ({ name: nameOf(row), row, before: before.get(nameOf(row)) })),
-        none: "Nothing in this period.",
-      });
-      showActivity(activity, hours, now);
+    async load(): Promise<{ kind: Kind; rows: UsageRow[] } | null> {
+      const asked = query();
+      const { kind, hours } = asked;
+      const [rows, before] = await Promise.all([getUsage(asked, 0), getUsage(asked, hours)]);
+      if (kind !== query().kind || hours !== query().hours) return null;
+      const none = "Nothing in this period.";
+      showTable({ name: KINDS[kind], columns: columnsOf(kind), rows, before, nameOf, none });
       return { kind, rows };
     },
   };

@@ -156,8 +156,8 @@ export function createTimeline(options: TimelineOptions) {
     // At the left edge: style.css has put the labels over the lanes.
     Object.assign(screen, { width, height, isNarrow: canvasBox.offsetLeft === 0 });
     canvasBox.style.height = `${height}px`;
-    fitCanvas(canvas, context, width, height);
-    fitCanvas(axis, axisContext, width, AXIS_PX);
+    fitCanvas(context, width, height);
+    fitCanvas(axisContext, width, AXIS_PX);
     requestDraw();
   }).observe(scroller);
 
