@@ -177,6 +177,8 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   const sections = [...dialog.querySelectorAll("section")].map((section) => {
     return { section, showLines: createLines(part(section, "ol", HTMLElement), () => {}) };
   });
+  /** Of the sessions that are here: more are, once events of others were found. */
+  let findSessions = (): readonly Hit[] => [];
   let found: readonly Hit[] = [];
   /** What is asked for: an answer to another counts for nothing. */
   let search: AsyncGenerator<Found> | null = null;
@@ -184,7 +186,7 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
 
   function show(): void {
     if (!dialog.open) return;
-    const groups = [...Map.groupBy(found, ({ group }) => group)];
+    const groups = [...Map.groupBy([...findSessions(), ...found], ({ group }) => group)];
     for (const [index, { section, showLines }] of sections.entries()) {
       const [heading, hits] = groups[index] ?? [null, []];
       fill(section, { h3: heading });
@@ -203,7 +205,7 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
       if (mine !== search || page === undefined || page.done) return;
       const { hits, note, isDone } = page.value;
       found = [...found, ...hits];
-      const isNone = isDone && found.length === 0;
+      const isNone = isDone && findSessions().length + found.length === 0;
       more.hidden = isDone;
       setText("search-note", isNone ? `No session or event matches. ${note}` : note);
       show();
@@ -213,11 +215,10 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     }
   }
 
-  /** @param first what is found already @param next null: nothing is asked for */
-  function begin(first: readonly Hit[], next: AsyncGenerator<Found> | null): void {
+  /** @param next null: nothing is asked for */
+  function begin(next: AsyncGenerator<Found> | null, sessions = (): readonly Hit[] => []): void {
     clearTimeout(timer);
-    found = first;
-    search = next;
+    [found, findSessions, search] = [[], sessions, next];
     more.hidden = true;
     setText("search-note", next === null ? HINT : "Searching…");
     show();
@@ -227,8 +228,8 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   function ask(): void {
     const isOfFile = /^\s*file:/i.test(input.value);
     const text = input.value.replace(/^\s*file:/i, "").trim();
-    if (wordsIn(text).length === 0) return begin([], null);
-    begin(isOfFile ? [] : sessionHits(rows(), text), findText(text, isOfFile));
+    if (wordsIn(text).length === 0) return begin(null);
+    begin(findText(text, isOfFile), () => (isOfFile ? [] : sessionHits(rows(), text)));
   }
 
   /** @param heading of a list that isn't searched; null: the box is */
@@ -273,7 +274,7 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     /** The slowest and the failed of the latest calls of a tool, an agent or a model. */
     showCalls(name: string, query: UsageQuery): void {
       open(name);
-      begin([], findCalls(name, query));
+      begin(findCalls(name, query));
     },
   };
 }
