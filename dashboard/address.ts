@@ -22,7 +22,9 @@ export interface Route {
 export function routeOf(hash: string): Route {
   const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
   const params = new URLSearchParams(query);
-  const [, page, id] = path.split("/");
+  const [, page, id = ""] = path.split("/");
+  // Unlike decodeURIComponent it takes whatever a person types.
+  const sessionId = new URLSearchParams(`id=${id.replaceAll("+", "%2B")}`).get("id");
   const type = params.get("type");
   const filter: FeedFilter = {
     type: type === "failed" || isEventType(type) ? type : null,
@@ -32,7 +34,7 @@ export function routeOf(hash: string): Route {
   };
   const isFiltered = JSON.stringify(filter) !== JSON.stringify(NO_FILTER);
   return {
-    sessionId: page === "session" && id ? decode(id) : null,
+    sessionId: (page === "session" && sessionId) || null,
     tab: TABS.find((tab) => tab === params.get("tab")) ?? (isFiltered ? "events" : "calls"),
     filter,
     spanId: Number(params.get("span")) || null,
@@ -41,12 +43,11 @@ export function routeOf(hash: string): Route {
 }
 
 export function hashOf({ sessionId, tab = "calls", filter, spanId }: Route): string {
+  const { type, tool, text: q } = filter;
+  const shownTab = sessionId === null || tab === "calls" ? "" : tab;
+  const told = { tab: shownTab, type, tool, q, span: spanId };
   const params = new URLSearchParams();
-  if (sessionId !== null && tab !== "calls") params.set("tab", tab);
-  if (filter.type !== null) params.set("type", filter.type);
-  if (filter.tool !== "") params.set("tool", filter.tool);
-  if (filter.text !== "") params.set("q", filter.text);
-  if (spanId !== null) params.set("span", String(spanId));
+  for (const [name, value] of Object.entries(told)) if (value) params.set(name, String(value));
   const path = sessionId === null ? "#/" : sessionHref(sessionId);
   return params.size === 0 ? path : `${path}?${params}`;
 }
@@ -54,14 +55,4 @@ export function hashOf({ sessionId, tab = "calls", filter, spanId }: Route): str
 /** Of the list of what failed in a session. */
 export const errorsHref = (id: string) => `${sessionHref(id)}?type=failed`;
 
-export function sessionHref(id: string): string {
-  return `#/session/${encodeURIComponent(id)}`;
-}
-
-function decode(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
-}
+export const sessionHref = (id: string): string => `#/session/${encodeURIComponent(id)}`;

@@ -9,18 +9,9 @@ export const PAGE_ROWS = 1_000;
 /** Of the events of a session after the first of a call, how many are looked at for the others of that call. */
 const SEARCHED_EVENTS = 200;
 
-export class ServerError extends Error {
-  constructor(
-    readonly status: number,
-    message: string,
-  ) {
-    super(message);
-  }
-}
-
 type Query = Record<string, string | number | null | undefined>;
 
-/** @throws ServerError with what the server says is wrong */
+/** @throws TypeError where there is no answer, else with what the server says is wrong */
 export async function get(path: string, query: Query = {}, method = "GET"): Promise<Response> {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(query))
@@ -28,38 +19,35 @@ export async function get(path: string, query: Query = {}, method = "GET"): Prom
   const response = await fetch(params.size === 0 ? path : `${path}?${params}`, { method });
   if (response.ok) return response;
   const body: { error?: string } = await response.json().catch(() => ({}));
-  throw new ServerError(response.status, body.error ?? `${path}: ${response.status}`);
+  throw new Error(body.error ?? `${path}: ${response.status}`);
 }
 
 export interface Answer<T> {
   list: T[];
   version: number;
+  /** The newest events were looked at, too. */
+  isIndexed: boolean;
 }
 
-async function getRows<T>(name: "sessions" | "spans", query: Query): Promise<Answer<T>> {
+async function getList<T>(name: "sessions" | "spans" | "events", query: Query): Promise<Answer<T>> {
   const response = await get(`/api/${name}`, { limit: PAGE_ROWS, ...query });
-  const body: Partial<Record<string, T[]>> = await response.json();
-  return { list: body[name] ?? [], version: versionOf(response) };
+  const { [name]: list, indexed_to } = await response.json();
+  const version = Number(response.headers.get("Last-Event-ID"));
+  return { list, version, isIndexed: indexed_to === undefined };
 }
 
-const versionOf = ({ headers }: Response) => Number(headers.get("Last-Event-ID"));
-
-export const getSessions = (query: Query) => getRows<Session>("sessions", query);
+export const getSessions = (query: Query) => getList<Session>("sessions", query);
 
 /** Newest first; an answer may be short, and yet not the last. */
-export const getSpans = (query: Query) => getRows<Span>("spans", query);
+export const getSpans = (query: Query) => getList<Span>("spans", query);
 
-export async function getEvents(query: Query): Promise<TelemetryEvent[]> {
-  return (await findEvents(query)).events;
+/** Newest first, up to an empty page. */
+export async function findEvents(query: Query): Promise<Answer<TelemetryEvent>> {
+  const { list, ...answer } = await getList<unknown>("events", query);
+  return { ...answer, list: list.map(readEvent).filter((event) => event !== null) };
 }
 
-/** Newest first, up to an empty page. `isIndexed`: the newest events were looked at, too. */
-export async function findEvents(query: Query) {
-  const response = await get("/api/events", { limit: PAGE_ROWS, ...query });
-  const { events, indexed_to }: { events: unknown[]; indexed_to?: number } = await response.json();
-  const read = events.map(readEvent).filter((event) => event !== null);
-  return { events: read, isIndexed: indexed_to === undefined, version: versionOf(response) };
-}
+export const getEvents = async (query: Query) => (await findEvents(query)).list;
 
 /** With all below it. */
 export async function deleteSession(id: string): Promise<void> {

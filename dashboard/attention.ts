@@ -9,7 +9,6 @@
  *     failed     it has ended with an error
  *
  * An agent lifts the session that sent it out. Its failure doesn't: that session hears of it, and goes on.
- * No DOM, no clock, no network: tested without a browser.
  */
 
 import { asText, oneLine } from "./events.ts";
@@ -42,14 +41,12 @@ type Usual = ReadonlyMap<string, number> | null;
 
 /** By cause, then the oldest first. */
 export function needsOf(rows: Rows, usual: Usual, now: number): Need[] {
-  const needs: Need[] = [];
-  const roots = new Map<TreeNode, TreeNode>();
-  for (const node of treeOf(rows).order) {
-    const root = (node.parent && roots.get(node.parent)) ?? node; // parents come before their children
-    roots.set(node, root);
+  const needs = treeOf(rows).order.flatMap((node) => {
     const need = needOf(rows, node, usual, now);
-    if (need !== null) needs.push({ session: node.entry, root, ...need });
-  }
+    let root = node;
+    while (need !== null && root.parent !== null) root = root.parent;
+    return need === null ? [] : { session: node.entry, root, ...need };
+  });
   const rank = ({ cause }: Need) => CAUSES.indexOf(cause);
   return needs.sort((a, b) => rank(a) - rank(b) || a.since - b.since);
 }
@@ -58,43 +55,41 @@ function needOf(rows: Rows, node: TreeNode, usual: Usual, now: number) {
   const { entry: session, parent, latest, children } = node;
   const { status, is_lost, stale_at, last_event_at, waiting_since, now: open, info } = session.row;
   const told = (cause: Cause, since: number, text: string) => ({ cause, since, text });
-  const doing = () => doingOf(rows, session, now);
-  const does = () => joined([doing()?.text ?? null, doing()?.time ?? null], ", ");
+  const { text = null, time = null } = doingOf(rows, session, now) ?? {};
+  const does = joined([text, time], ", ");
   const endedAt = Date.parse(stale_at ?? last_event_at);
   const isRecent = now - endedAt < RECENT_MS;
   if (waiting_since !== null)
-    return told("waiting", Date.parse(waiting_since), does() || "Waits for you");
+    return told("waiting", Date.parse(waiting_since), does || "Waits for you");
   if (open?.kind === "retry") {
-    const { time = null, text = null } = doing() ?? {};
     const words = joined([time && wordOf(time), text], ": "); // the end of a long one isn't seen
     return told("retrying", Date.parse(open.started_at), words);
   }
-  if (is_lost && isRecent) return told("lost", endedAt, does());
+  if (is_lost && isRecent) return told("lost", endedAt, does);
   if (status === "active") {
     if (children.some(({ goesOn }) => goesOn)) return null; // it waits for them
+    const { agent, wait } = spansOf(rows, session.row.id);
     // How long an agent's call takes is told without its agent.
-    const runsAgent = spansOf(rows, session.row.id).agent.some(({ end }) => end === null);
-    const p95 = open?.kind === "tool" && !runsAgent ? usual?.get(open.name ?? "") : undefined;
-    if (p95 === undefined) {
-      if (now - latest < SILENT_MS) return null;
-      return told("silent", latest, joined(["Silent", doing()?.text ?? null], ": "));
-    }
+    const isCall = open?.kind === "tool" && !agent.some(({ end }) => end === null);
+    const p95 = isCall ? usual?.get(open.name ?? "") : undefined;
+    if (!isCall || p95 === undefined)
+      return now - latest < SILENT_MS
+        ? null
+        : told("silent", latest, joined(["Silent", text], ": "));
     // What it has waited for the person is not its length.
-    const answeredAt = spansOf(rows, session.row.id).wait.at(-1)?.end ?? 0;
-    const since = Math.max(Date.parse(open?.started_at ?? ""), answeredAt);
-    const isSlow = now - since >= Math.max(MIN_SLOW_MS, p95);
-    const usually = `Slow, usually under ${formatDuration(p95)}: `;
-    return isSlow ? told("silent", since, usually + doing()?.text) : null;
+    const since = Math.max(Date.parse(open.started_at), wait.at(-1)?.end ?? 0);
+    if (now - since < Math.max(MIN_SLOW_MS, p95)) return null;
+    return told("silent", since, `Slow, usually under ${formatDuration(p95)}: ${text}`);
   }
   if (status !== "completed" || parent !== null || !isRecent) return null;
-  const outcome = latestOutcome(rows, session);
-  const error = outcome?.row.outcome === "failed" ? (outcome.row.error ?? "no reason") : null;
+  const { row = null } = latestOf(rows, session) ?? {};
+  const error = row?.outcome === "failed" ? (row.error ?? "no reason") : null;
   if (info.reason === undefined ? error === null : info.reason !== "error") return null;
   return told("failed", endedAt, `Failed: ${oneLine(error ?? asText(info.error) ?? "no reason")}`);
 }
 
-/** Of what was over last. */
-function latestOutcome(rows: Rows, { row }: SessionEntry) {
+/** What was over last. */
+function latestOf(rows: Rows, { row }: SessionEntry) {
   const { tool, agent, model, mark } = spansOf(rows, row.id);
   const latest = [mark, model, agent, tool].flatMap((spans) => spans.slice(-1));
   return latest.sort((a, b) => (b.end ?? Infinity) - (a.end ?? Infinity))[0];

@@ -36,6 +36,9 @@ export const EVENT_LABELS: Record<EventType, string> = {
   context_loaded: "Context loaded",
 };
 
+export const isEventType = (value: unknown): value is EventType =>
+  typeof value === "string" && Object.hasOwn(EVENT_LABELS, value);
+
 export const EVENT_TYPES = Object.keys(EVENT_LABELS).filter(isEventType);
 
 /** What a type of event begins or ends. */
@@ -70,10 +73,6 @@ export function readEvent(raw: unknown): TelemetryEvent | null {
   return Number.isNaN(at) ? null : { id, type, session_id, at, fields: raw };
 }
 
-export function isEventType(value: unknown): value is EventType {
-  return typeof value === "string" && Object.hasOwn(EVENT_LABELS, value);
-}
-
 /** How its line is shown where no row of the server says whether it failed. */
 export function looksFailed({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): boolean {
   if (FAILURE_TYPES.includes(type)) return true;
@@ -82,9 +81,8 @@ export function looksFailed({ type, fields }: Pick<TelemetryEvent, "type" | "fie
 }
 
 /** The outcomes that are drawn in red. */
-export function isFailure(outcome: string | null): boolean {
-  return outcome === "failed" || outcome === "exit";
-}
+export const isFailure = (outcome: string | null): boolean =>
+  outcome === "failed" || outcome === "exit";
 
 /** How a call went, where there is something to say: "failed", "exit 1", "denied", "cancelled". */
 export function outcomeWord(outcome: unknown, exitCode: unknown): string | null {
@@ -106,22 +104,13 @@ export interface Words {
   reason: string | null;
 }
 
-export function wordsOf(told: Pick<TelemetryEvent, "type" | "fields">): Words {
-  const { type, fields } = told;
-  const kind = CALL_KINDS[type];
-  const tool = asText(fields.tool);
-  const named = kind === "tool" ? tool : kind === "agent" ? asText(fields.subagent_type) : null;
-  const about = aboutOf(told);
-  // There may be many agents of a type: a person knows them by what they are to do.
-  const [name, text] = kind === "agent" && about !== null ? [about, named] : [named, about];
-  const failed = looksFailed(told);
+export function wordsOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): Words {
+  const failed = looksFailed({ type, fields });
   const ended = asText(fields.outcome) ?? (failed ? "failed" : null);
-  const outcome = kind === undefined ? null : ended;
-  const calls = { tool: toolFamily(tool ?? ""), agent: "agent", model: "model" };
-  const noted = type === "session_compacted" ? "compacted" : "note";
-  const marked = failed ? "failed" : type.startsWith("input_") ? "wait" : noted;
+  const outcome = CALL_KINDS[type] === undefined ? null : ended;
+  const { kind, name, text } = subjectOf(type, fields, failed);
   return {
-    kind: kind === undefined ? marked : calls[kind],
+    kind,
     outcome,
     name: oneLine(name ?? EVENT_LABELS[type]),
     text: oneLine(joined([outcomeWord(outcome, fields.exit_code), text], ": ")),
@@ -129,18 +118,29 @@ export function wordsOf(told: Pick<TelemetryEvent, "type" | "fields">): Words {
   };
 }
 
-/** What it is about; null: its name says it all. */
-function aboutOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): string | null {
+function subjectOf(type: EventType, fields: TelemetryEvent["fields"], failed: boolean) {
+  const [tool, agent] = [asText(fields.tool), asText(fields.subagent_type)];
   switch (CALL_KINDS[type]) {
-    case "tool":
-      return filesSummary(fields.files) ?? argsSummary(fields.args);
-    case "agent":
-      return asText(fields.description) ?? asText(fields.prompt);
+    case "tool": {
+      const text = filesSummary(fields.files) ?? argsSummary(fields.args);
+      return { kind: toolFamily(tool ?? ""), name: tool, text };
+    }
+    case "agent": {
+      // There may be many of a type: a person knows them by what they are to do.
+      const task = asText(fields.description) ?? asText(fields.prompt);
+      return { kind: "agent", name: task ?? agent, text: task && agent };
+    }
     case "model":
-      return asText(fields.model);
+      return { kind: "model", name: null, text: asText(fields.model) };
   }
   const said = "title detail message reason text content prompt directory reply kind".split(" ");
-  return said.map((name) => asText(fields[name])).find((text) => text !== null) ?? null;
+  const text = said.map((field) => asText(fields[field])).find((told) => told !== null) ?? null;
+  const marks: Partial<Record<EventType, string>> = {
+    session_compacted: "compacted",
+    input_requested: "wait",
+    input_resolved: "wait",
+  };
+  return { kind: failed ? "failed" : (marks[type] ?? "note"), name: null, text };
 }
 
 /** Of JSON, in which an argument that tells most is looked for. */
@@ -158,16 +158,6 @@ function filesSummary(files: unknown): string | null {
   return told.join(", ") || null;
 }
 
-/** "1 of 3 done: Mend it"; null: there are none. */
-function todosSummary(todos: unknown): string | null {
-  const all = Array.isArray(todos) ? todos.filter(isRecord) : [];
-  if (all.length === 0) return null;
-  const done = all.filter(({ status }) => status === "completed").length;
-  const current = all.find(({ status }) => status === "in_progress");
-  const count = `${formatCount(done)} of ${formatCount(all.length)} done`;
-  return joined([count, asText(current?.content)], ": ");
-}
-
 /** The one argument that tells most of a call, else all of them as JSON. JSON that was cut short will do. */
 export function argsSummary(args: unknown): string | null {
   const parsed = typeof args === "string" ? parseRecord(args) : args;
@@ -178,8 +168,7 @@ export function argsSummary(args: unknown): string | null {
     }
   const json = asText(parsed ?? args);
   if (json === null || json === "{}") return null;
-  const told = isRecord(parsed) ? todosSummary(parsed.todos) : null;
-  return told ?? telling(json.slice(0, SEARCHED_CHARS)) ?? json;
+  return telling(json.slice(0, SEARCHED_CHARS)) ?? json;
 }
 
 /** `{"filePath":"a.ts","oldString":"…` → `a.ts`; of todos all: `Read it, Mend it` */
@@ -195,9 +184,7 @@ function telling(cutJson: string): string | null {
 }
 
 /** So much of a text as a row of a table can show. */
-export function oneLine(text: string): string {
-  return text.slice(0, 300).replace(/[ \t\r\n]+/g, " ");
-}
+export const oneLine = (text: string): string => text.slice(0, 300).replace(/[ \t\r\n]+/g, " ");
 
 /** Indented; a text that is itself JSON is opened up, or it would be a line of backslashes. */
 export function prettyJson(value: unknown): string {
@@ -227,8 +214,7 @@ export function toolFamily(name: string): "run" | "read" | "write" | "other" {
 /** The events of one thing that happened, newest first: those of a call, of an agent with its call, of a question. */
 export type Thing = [TelemetryEvent, ...TelemetryEvent[]];
 
-/** Events of sessions in one line. */
-const MAX_QUIET = 100;
+const isThing = (events: TelemetryEvent[]): events is Thing => events.length > 0;
 const SESSION_TYPES: EventType[] = ["session_start", "session_update", "session_end"];
 
 /** Null: the event stands alone. */
@@ -241,41 +227,26 @@ function thingKey({ type, session_id, fields }: TelemetryEvent): string | null {
 }
 
 /** A name that stays the same when the thing goes on. */
-export function keyOfThing(thing: Thing): string | number {
-  return thingKey(thing[0]) ?? thing.at(-1)?.id ?? 0;
-}
+export const keyOfThing = (thing: Thing): string | number =>
+  thingKey(thing[0]) ?? thing.at(-1)?.id ?? 0;
 
-/**
- * Events, given newest first, as the things that they tell of.
- *
- * @param isQuiet sessions that begin, change and end one after the other are one thing
- */
-export function createThings(isQuiet: boolean) {
-  const things: Thing[] = [];
-  const byKey = new Map<string, Thing>();
-  const isOfSession = (event: TelemetryEvent) => isQuiet && SESSION_TYPES.includes(event.type);
-  return {
-    things,
-    add(event: TelemetryEvent): void {
-      const key = thingKey(event);
-      const last = things.at(-1);
-      const goesOn = isOfSession(event) && last && isOfSession(last[0]) && last.length < MAX_QUIET;
-      const known = key === null ? (goesOn ? last : undefined) : byKey.get(key);
-      if (known !== undefined) return void known.push(event);
-      const thing: Thing = [event];
-      things.push(thing);
-      if (key !== null) byKey.set(key, thing);
-    },
-  };
+/** What events, given newest first, tell of. @param isQuiet those of sessions, one after the other, are one thing */
+export function thingsOf(events: Iterable<TelemetryEvent>, isQuiet: boolean): Thing[] {
+  let quietId: number | null = null;
+  const things = Map.groupBy(events, (event) => {
+    const isOfSession = isQuiet && SESSION_TYPES.includes(event.type);
+    quietId = isOfSession ? (quietId ?? event.id) : null;
+    return quietId ?? thingKey(event) ?? event.id;
+  });
+  return [...things.values()].filter(isThing);
 }
 
 /** A thing as one event: of an agent the agent's, of several sessions how many began and ended. */
 export function mergedThing(thing: Thing): Pick<TelemetryEvent, "type" | "fields"> {
-  const typeOf = (isIt: (type: EventType) => boolean) => thing.find(({ type }) => isIt(type))?.type;
-  const type =
-    typeOf((of) => CALL_KINDS[of] === "agent") ??
-    typeOf((of) => of === "session_end") ??
-    thing[0].type;
+  const { type } =
+    thing.find((event) => CALL_KINDS[event.type] === "agent") ??
+    thing.find((event) => event.type === "session_end") ??
+    thing[0];
   const count = (of: EventType) => thing.filter((event) => event.type === of).length;
   const [started, ended] = [count("session_start"), count("session_end")];
   const told = [ended > 0 ? `${ended} ended` : null, started > 0 ? `${started} started` : null];
@@ -313,9 +284,8 @@ export function matchesFilter(
 // As the server's index has them, so that what it finds is let through: without accents, signs and capitals.
 const fold = (text: string) => text.normalize("NFKD").toLowerCase().replace(/\p{M}/gu, "");
 
-export function wordsIn(text: string): string[] {
-  return fold(text).match(/[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu) ?? [];
-}
+export const wordsIn = (text: string): string[] =>
+  fold(text).match(/[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu) ?? [];
 
 /** All of them, also as parts of longer ones. */
 export function hasWords(text: string, words: readonly string[]): boolean {
@@ -325,9 +295,8 @@ export function hasWords(text: string, words: readonly string[]): boolean {
 
 // ─── Unknown values ──────────────────────────────────────────────────────────
 
-export function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
+export const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** Any value on one line: a string as it is, all else as JSON. Null: nothing to show. */
 export function asText(value: unknown): string | null {
@@ -336,9 +305,8 @@ export function asText(value: unknown): string | null {
 }
 
 /** An error as text; `false` says that there was none. */
-export function errorText(value: unknown): string | null {
-  return value === false ? null : asText(value);
-}
+export const errorText = (value: unknown): string | null =>
+  value === false ? null : asText(value);
 
 /** The object in a JSON text; null where it is something else, or cut short. */
 export function parseRecord(text: string): Record<string, unknown> | null {

@@ -11,31 +11,37 @@ export const MINUTE_MS = 60 * SECOND_MS;
 export const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
 
+// 24 hours in every locale: half as wide as with AM and PM, and sorts as text.
+const clock = (timeStyle: "short" | "medium") =>
+  new Intl.DateTimeFormat(undefined, { timeStyle, hourCycle: "h23" }).format;
 const grouped = new Intl.NumberFormat();
-const short = new Intl.NumberFormat(undefined, {
+const compact = new Intl.NumberFormat(undefined, {
   notation: "compact",
   maximumSignificantDigits: 3,
 });
-// 24 hours in every locale: half as wide as with AM and PM, and sorts as text.
-const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium", hourCycle: "h23" });
-const clockMinutes = new Intl.DateTimeFormat(undefined, { timeStyle: "short", hourCycle: "h23" });
-const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+
+/** "14:03:07" */
+export const formatTime = clock("medium");
+
+/** "14:03" */
+export const formatMinute = clock("short");
+
+/** "Nov 20" */
+export const formatDay = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" })
+  .format;
 
 /** 12345 → "12,345" */
-export function formatCount(value: number | null): string {
-  return value === null ? UNKNOWN : grouped.format(value);
-}
+export const formatCount = (value: number | null) =>
+  value === null ? UNKNOWN : grouped.format(value);
 
 /** 12345 → "12.3K" */
-export function formatCompact(value: number | null): string {
-  return value === null ? UNKNOWN : short.format(value);
-}
+export const formatCompact = (value: number | null) =>
+  value === null ? UNKNOWN : compact.format(value);
 
 /** US dollars, as posted: 0.4217 → "$0.42", 0.0004 → "<$0.01" */
 export function formatCost(value: number | null): string {
   if (value === null) return UNKNOWN;
-  if (value > 0 && value < 0.01) return "<$0.01";
-  return `$${value.toFixed(2)}`;
+  return value > 0 && value < 0.01 ? "<$0.01" : `$${value.toFixed(2)}`;
 }
 
 /** How `now` differs from `before`: 12 and 10 → "+20 %", 50 and 2 → "×25"; "" where there is nothing to compare. */
@@ -46,18 +52,7 @@ export function formatChange(now: number | null, before: number | null): string 
   return `${percent > 0 ? "+" : percent < 0 ? "−" : "±"}${Math.abs(percent)} %`;
 }
 
-/**
- * A length of time.
- *
- *     null      –
- *     0.4       <1 ms
- *     150       150 ms
- *     1234      1.2 s
- *     44000     44 s
- *     184000    3 m 04 s
- *     7500000   2 h 05 m
- *     273600000 3 d 4 h
- */
+/** A length of time: "<1 ms", "150 ms", "1.2 s", "44 s", "3 m 04 s", "2 h 05 m", "3 d 4 h" */
 export function formatDuration(ms: number | null): string {
   if (ms === null) return UNKNOWN;
   if (ms > 0 && ms < 1) return "<1 ms";
@@ -72,6 +67,8 @@ export function formatDuration(ms: number | null): string {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
+const pad = (value: number) => String(value).padStart(2, "0");
+
 /** How long ago, in one unit: "now", "12 s", "4 m", "2 h", "3 d" */
 export function formatAge(ms: number): string {
   if (ms < 2 * SECOND_MS) return "now";
@@ -81,75 +78,39 @@ export function formatAge(ms: number): string {
   return `${Math.floor(ms / DAY_MS)} d`;
 }
 
-/** "14:03:07" */
-export function formatTime(ms: number): string {
-  return clock.format(ms);
-}
-
-/** "14:03" */
-export function formatMinute(ms: number): string {
-  return clockMinutes.format(ms);
-}
-
-/** "Nov 20" */
-export function formatDay(ms: number): string {
-  return day.format(ms);
-}
-
 /** With the day where that isn't `now`'s: "Nov 20, 14:03:07" */
-export function formatMoment(ms: number, now: number): string {
-  return formatDay(ms) === formatDay(now) ? formatTime(ms) : `${formatDay(ms)}, ${formatTime(ms)}`;
-}
-
-/** "1 tool", "12 tools" */
-export function formatNoun(count: number, noun: string): string {
-  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
-}
-
-/** "cache_read" → "Cache read" */
-export function wordOf(name: string): string {
-  return name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
-}
-
-function pad(value: number): string {
-  return String(value).padStart(2, "0");
-}
+export const formatMoment = (ms: number, now: number) =>
+  formatDay(ms) === formatDay(now) ? formatTime(ms) : `${formatDay(ms)}, ${formatTime(ms)}`;
 
 /** For a narrow column: the time in the last twelve hours, before them the day. */
-export function formatTimeOrDay(ms: number, now: number): string {
-  return now - ms < 12 * HOUR_MS ? formatTime(ms) : formatDay(ms);
-}
+export const formatTimeOrDay = (ms: number, now: number) =>
+  now - ms < 12 * HOUR_MS ? formatTime(ms) : formatDay(ms);
 
-/**
- * What a person knows a session by: its title, or its directory's name, or its id's tail (the heads of
- * ids are alike). "Run tests (@general subagent)" → "Run tests", "New session - 2026-…" → "New session"
- */
+/** "1 tool", "12 tools" */
+export const formatNoun = (count: number, noun: string) =>
+  `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+/** "cache_read" → "Cache read" */
+export const wordOf = (name: string) =>
+  name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+/** "a · b", of what is known. */
+export const joined = (words: readonly (string | null)[], separator = " · ") =>
+  words.filter((word) => word !== null).join(separator);
+
+/** What a person knows a session by: its title, or its directory's name, or its id's tail (their heads are alike). */
 export function sessionName({ id, info }: { id: string; info: Record<string, unknown> }): string {
   const title = typeof info.title === "string" ? info.title.trim().replace(TITLE_SUFFIX, "") : "";
   const directory = typeof info.directory === "string" ? info.directory.split(/[\\/]/) : [];
   return title || (directory.findLast((part) => part !== "") ?? shortId(id));
 }
 
-export function shortId(id: string): string {
-  return id.length <= 12 ? id : `…${id.slice(-8)}`;
-}
+export const shortId = (id: string) => (id.length <= 12 ? id : `…${id.slice(-8)}`);
 
-/**
- * A directory, or a file, as short as it still says where it is.
- *
- *     /home/ada/shop            ~/shop
- *     C:\Users\ada\work\shop   ~/work/shop
- *     /srv/app                  /srv/app
- *     /srv/builds/2024/app      …/2024/app
- */
+/** As short as it still says where it is: /home/ada/shop → ~/shop, /srv/builds/2024/app → …/2024/app */
 export function shortPath(path: string): string {
   const parts = path.replace(HOME, "~").split(/[\\/]/);
   const names = parts.filter((part) => part !== "" && part !== "~");
   if (names.length > 2) return `…/${names.slice(-2).join("/")}`;
   return parts.join("/").replace(/(?<=.)\/$/, "");
-}
-
-/** "a · b", of what is known. */
-export function joined(words: readonly (string | null)[], separator = " · "): string {
-  return words.filter((word) => word !== null).join(separator);
 }

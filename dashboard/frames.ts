@@ -10,6 +10,7 @@ const TIMELINE_INTERVAL_MS = 100;
 
 export interface FramesOptions {
   panels: readonly (() => void)[];
+  /** In how many milliseconds it is another by itself; null: never. */
   timeline: { draw: () => void; nextDraw: () => number | null };
   /** Before anything is drawn. @returns whether there is something to draw */
   prepare: () => boolean;
@@ -17,19 +18,10 @@ export interface FramesOptions {
   isBehind: () => boolean;
 }
 
-interface Part {
-  draw: () => void;
-  intervalMs: number;
-  isDirty: boolean;
-  /** In the next frame, whatever else is written in it. */
-  isUrgent: boolean;
-  /** Not before, on the clock of `performance.now()`. */
-  dueAt: number;
-}
-
 export function createFrames({ panels, timeline, prepare, isBehind }: FramesOptions) {
-  const partOf = (draw: () => void, intervalMs: number): Part => {
-    return { draw, intervalMs, isDirty: true, isUrgent: false, dueAt: 0 };
+  /** Times are on the clock of `performance.now()`; what is urgent is due for ever. */
+  const partOf = (draw: () => void, intervalMs: number) => {
+    return { draw, intervalMs, drawnAt: -Infinity, dueAt: Infinity };
   };
   const picture = partOf(timeline.draw, TIMELINE_INTERVAL_MS);
   const parts = [...panels.map((draw) => partOf(draw, PANELS_INTERVAL_MS)), picture];
@@ -42,48 +34,39 @@ export function createFrames({ panels, timeline, prepare, isBehind }: FramesOpti
     requestAnimationFrame(frame);
   }
 
-  function requestPanels(): void {
-    for (const part of parts) part.isDirty = true;
-    request();
-  }
-
-  function write(part: Part, at: number): void {
-    part.isDirty = part.isUrgent = false;
-    part.dueAt = at + part.intervalMs;
-    part.draw();
-  }
-
   function frame(): void {
     isRequested = false;
     if (!prepare()) return;
     const at = performance.now();
-    for (const part of parts) if (part.isUrgent) write(part, at);
-    // The one that has waited longest: each has its turn.
-    const [next] = parts.filter(({ isDirty }) => isDirty).sort((a, b) => a.dueAt - b.dueAt);
-    if (next !== undefined && next.dueAt <= at) write(next, at);
-
-    const due = parts.filter(({ isDirty }) => isDirty).map(({ dueAt }) => dueAt - at);
-    const wait = Math.min(...due, timeline.nextDraw() ?? Infinity);
+    const due = parts.filter(({ dueAt }) => dueAt <= at).sort((a, b) => a.dueAt - b.dueAt);
+    // Beside what is urgent the one that has waited longest: each has its turn.
+    const next = due.find(({ dueAt }) => dueAt > -Infinity);
+    for (const part of due.filter((one) => one === next || one.dueAt === -Infinity)) {
+      part.drawnAt = at;
+      part.dueAt = Infinity;
+      part.draw();
+    }
+    picture.dueAt = Math.min(picture.dueAt, at + (timeline.nextDraw() ?? Infinity));
+    const wait = Math.min(...parts.map(({ dueAt }) => dueAt)) - at;
     clearTimeout(laterTimer);
     if (isBehind() || wait <= 0) request();
-    else if (wait < Infinity)
-      laterTimer = setTimeout(() => {
-        picture.isDirty = true;
-        request();
-      }, wait);
+    else if (wait < Infinity) laterTimer = setTimeout(request, wait);
   }
 
   return {
     request,
     /** The person moves in the timeline: it is drawn in this frame. */
     requestTimeline(): void {
-      picture.isUrgent = true;
+      picture.dueAt = -Infinity;
       request();
     },
-    requestPanels,
+    requestPanels(): void {
+      for (const part of parts) part.dueAt = Math.min(part.dueAt, part.drawnAt + part.intervalMs);
+      request();
+    },
     /** What the person has asked for, and what was loaded: all in one frame, which is one layout. */
     requestPanelsNow(): void {
-      for (const part of parts) part.isUrgent = true;
+      for (const part of parts) part.dueAt = -Infinity;
       request();
     },
   };

@@ -1,7 +1,7 @@
 /** What the feed shows: the latest events, held or not, and older ones, asked for page by page. */
 
 import { PAGE_ROWS, findEvents } from "./api.ts";
-import { type FeedFilter, type TelemetryEvent, createThings, matchesFilter } from "./events.ts";
+import { type FeedFilter, type TelemetryEvent, matchesFilter, thingsOf } from "./events.ts";
 import { type Rows, hasFailed, takeMarks } from "./rows.ts";
 
 /** A feed with fewer is filled from the server at once: about a screen. */
@@ -9,23 +9,21 @@ const FULL_FEED_EVENTS = 50;
 /** Older events that "Load older" keeps. */
 const MAX_OLDER_EVENTS = 5_000;
 
-export interface HistoryOptions {
-  rows: () => Rows;
-  /** As it is set; on a session's page the feed is its own. */
-  filter: () => FeedFilter;
-  /** An event is here, but not its session. */
-  seekSession: (id: string) => void;
-}
-
-export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
+/** @param seekSession an event is here, but not its session */
+export function createHistory(
+  rows: () => Rows,
+  filter: () => FeedFilter,
+  seekSession: (id: string) => void,
+) {
   /** What the feed held when it was held; null: it moves. */
-  let held: { events: readonly TelemetryEvent[]; head: number } | null = null;
+  let held: readonly TelemetryEvent[] | null = null;
   /** Older than what is in the rows, for the filter as it is; newest first. */
   let older: TelemetryEvent[] = [];
   let isOlderDone = false;
 
   /** Of all sessions not also what the lines of agents say, and what only tells of a new title. */
-  function isMatch(event: TelemetryEvent, wanted: FeedFilter): boolean {
+  function isMatch(event: TelemetryEvent): boolean {
+    const wanted = filter();
     const isAll = wanted.type === null && wanted.sessionId === null && wanted.text === "";
     const { parent_session_id } = rows().sessions.get(event.session_id)?.row ?? {};
     const isAgents = parent_session_id != null && /^session_(start|end)$/.test(event.type);
@@ -33,29 +31,27 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
     return matchesFilter(event, wanted, (tested) => hasFailed(rows(), tested));
   }
 
-  /** Of what is here, the things that the filter lets through: newest first, at most `limit`. */
-  function found(limit: number) {
-    const wanted = filter();
-    const { sessions, feed } = rows();
-    const latest = held?.events ?? feed;
+  /** Not before its session is known; that of a deleted one never is. */
+  function isKnown({ session_id }: TelemetryEvent): boolean {
+    if (rows().sessions.has(session_id)) return true;
+    seekSession(session_id);
+    return false;
+  }
+
+  /** Of what is here, the things that the filter lets through, newest first. */
+  function found() {
+    const latest = held ?? rows().feed;
     const first = latest[0]?.id ?? Infinity;
-    const { things, add } = createThings(wanted.type === null);
-    for (const event of [...latest.toReversed(), ...older.filter(({ id }) => id < first)]) {
-      if (things.length >= limit) break;
-      if (!isMatch(event, wanted)) continue;
-      // Not before its session is known; that of a deleted one never is.
-      if (sessions.has(event.session_id)) add(event);
-      else seekSession(event.session_id);
-    }
+    const events = [...latest.toReversed(), ...older.filter(({ id }) => id < first)].values();
+    const shown = events.filter(isMatch).filter(isKnown);
     // A model's answer is told after the calls in it.
-    return things.sort(([a], [b]) => b.at - a.at);
+    return thingsOf(shown, filter().type === null).sort(([a], [b]) => b.at - a.at);
   }
 
   async function loadPage(): Promise<void> {
     const wanted = filter();
-    const { feed, head } = rows();
-    const { events: page, isIndexed } = await findEvents({
-      before: older.at(-1)?.id ?? feed[0]?.id ?? head + 1,
+    const { list: page, isIndexed } = await findEvents({
+      before: older.at(-1)?.id ?? rows().feed[0]?.id ?? rows().head + 1,
       type: wanted.type === "failed" ? null : wanted.type,
       sessionId: wanted.sessionId,
       q: `${wanted.text} ${wanted.tool}`.trim() || null,
@@ -75,23 +71,22 @@ export function createHistory({ rows, filter, seekSession }: HistoryOptions) {
     },
     /** @param isHeld nothing is to move: newer events are counted */
     page(limit: number, isHeld: boolean) {
-      const { feed, head, sessions } = rows();
-      if (!isHeld) held = null;
-      else held ??= { events: feed.slice(), head };
-      const things = found(limit + 1);
-      const since = held?.head ?? Infinity;
-      const wanted = filter();
-      const isNewer = (event: TelemetryEvent) =>
-        event.id > since && sessions.has(event.session_id) && isMatch(event, wanted);
+      const { feed } = rows();
+      held = isHeld ? (held ?? feed.slice()) : null;
+      const since = held?.at(-1)?.id ?? (isHeld ? 0 : Infinity);
+      const newer = feed.filter(
+        ({ id, session_id }) => id > since && rows().sessions.has(session_id),
+      );
+      const things = found();
       return {
         things: things.slice(0, limit),
         hasOlder: things.length > limit || (!isOlderDone && older.length < MAX_OLDER_EVENTS),
-        waiting: { count: feed.filter(isNewer).length, isMore: (feed[0]?.id ?? 0) > since },
+        waiting: { count: newer.filter(isMatch).length, isMore: (feed[0]?.id ?? 0) > since },
       };
     },
     /** Where what is here isn't enough for `limit` lines, loads a page. */
     async loadOlder(limit: number): Promise<void> {
-      if (found(limit).length < limit && older.length < MAX_OLDER_EVENTS) await loadPage();
+      if (found().length < limit && older.length < MAX_OLDER_EVENTS) await loadPage();
     },
     /** What is here may hold little of a narrow filter. */
     async fill(): Promise<void> {

@@ -9,12 +9,15 @@ import {
   createRows,
   deleteSession,
   isWhole,
-  takeFeed,
+  takeMarks,
   takeSession,
   takeSpan,
   takeSpanPage,
 } from "./rows.ts";
 
+/** Asked for at first, so that the page is soon open: the feed's first lines, and the calls of the last minutes. */
+const FIRST_EVENTS = 200;
+const FIRST_SPANS = 400;
 /** Room that loading older spans leaves for new ones. */
 const MAX_LOADED_SPANS = MAX_SPANS * 0.8;
 /** Sessions below the open one whose spans are asked for, the latest: each is a request or two. */
@@ -32,8 +35,8 @@ function takeSpans(rows: Rows, { list, version }: Answer<Span>): void {
 export async function loadRows(): Promise<Rows> {
   const rows = createRows();
   const [history, spans, open, ...sessions] = await Promise.all([
-    findEvents({}),
-    getSpans({}),
+    findEvents({ limit: FIRST_EVENTS }),
+    getSpans({ limit: FIRST_SPANS }),
     getSpans({ open: 1 }),
     getSessions({}),
     // Those that wait or go on may be behind all that the list of the latest holds.
@@ -45,8 +48,8 @@ export async function loadRows(): Promise<Rows> {
   for (const answer of sessions) takeSessions(rows, answer);
   takeSpanPage(rows, spans.list, spans.version);
   takeSpans(rows, open);
-  const events = history.events.filter(({ id }) => id <= rows.head);
-  takeFeed(rows, events);
+  rows.feed = history.list.filter(({ id }) => id <= rows.head).reverse();
+  takeMarks(rows, rows.feed);
   return rows;
 }
 
@@ -70,10 +73,8 @@ export async function loadFamily(rows: Rows, id: string): Promise<boolean> {
 /** A session of which an event or a span is here, but not its row: it is asked for once. */
 export async function seekSession(rows: Rows, id: string): Promise<void> {
   rows.asked.add(id);
-  const answer = await getSessions({ sessionId: id });
+  await loadFamily(rows, id);
   rows.asked.delete(id); // where it was forgotten, it can be asked for again
-  takeSessions(rows, answer);
-  if (!rows.sessions.has(id)) deleteSession(rows, id, answer.version);
 }
 
 /** One page more of the spans of all sessions. */
@@ -91,6 +92,22 @@ export async function loadSpansOf(rows: Rows, sessionId: string): Promise<number
   return answer.list.length;
 }
 
+/** The spans of the open session and of those below it, until all or many are here, or none is wanted. */
+export async function loadFamilySpans(
+  rows: Rows,
+  id: string,
+  isWanted: () => boolean,
+): Promise<void> {
+  let room = MAX_LOADED_SPANS;
+  const others = [...rows.family.difference(new Set([id]))]
+    .flatMap((member) => rows.sessions.get(member) ?? [])
+    .sort((a, b) => b.lastEventAt - a.lastEventAt)
+    .slice(0, MAX_LOADED_FAMILY);
+  for (const entry of [rows.sessions.get(id) ?? [], others].flat())
+    while (room > 0 && isWanted() && !isWhole(rows, entry))
+      room -= await loadSpansOf(rows, entry.row.id);
+}
+
 /**
  * Loads the span that an event of a call belongs to: that of its first event, so as many spans back as
  * have begun meanwhile. @returns the span's id; `eventId` where it is that of a span, or of no call
@@ -105,21 +122,4 @@ export async function seekSpan(rows: Rows, sessionId: string, eventId: number): 
   const kind = event?.id === eventId ? CALL_KINDS[event.type] : undefined;
   const isOfCall = (row: Span) => row.kind === kind && row.call_id === event?.fields.call_id;
   return answer.list.find((row) => row.id === eventId || isOfCall(row))?.id ?? eventId;
-}
-
-/** The spans of the open session and of those below it, until all or many are here, or none is wanted. */
-export async function loadFamilySpans(
-  rows: Rows,
-  id: string,
-  isWanted: () => boolean,
-): Promise<void> {
-  let room = MAX_LOADED_SPANS;
-  const others = [...rows.family]
-    .map((member) => rows.sessions.get(member))
-    .filter((entry) => entry !== undefined && entry.row.id !== id)
-    .sort((a, b) => (b?.lastEventAt ?? 0) - (a?.lastEventAt ?? 0))
-    .slice(0, MAX_LOADED_FAMILY);
-  for (const entry of [rows.sessions.get(id), ...others])
-    while (entry !== undefined && room > 0 && isWanted() && !isWhole(rows, entry))
-      room -= await loadSpansOf(rows, entry.row.id);
 }

@@ -70,11 +70,8 @@ const refresh = () => void ask(loadFigures());
 const header = createHeader(() => stream.toggle());
 const sessions = createSessions(redraw);
 const sessionHead = createSessionHead();
-const history = createHistory({
-  rows: () => rows,
-  filter: () => ({ ...route.filter, sessionId: route.sessionId }),
-  seekSession: seek,
-});
+const feedFilter = () => ({ ...route.filter, sessionId: route.sessionId });
+const history = createHistory(() => rows, feedFilter, seek);
 const feed = createFeed({
   history,
   filterChanged: (filter) => location.replace(hashOf({ ...route, filter })),
@@ -217,6 +214,7 @@ async function openSession(): Promise<void> {
     const [isThere, told] = await Promise.all([loadFamily(of, id), getMilestones(id)]);
     if (!isThere || !isWanted()) return;
     for (const event of told) milestones.set(event.id, event);
+    if (route.spanId !== null) calls.select(route.spanId); // only now its turn is known
     takeMarks(of, told);
     timeline.fit();
     await loadFamilySpans(of, id, isWanted);
@@ -269,7 +267,8 @@ function showMain(): void {
   // First: where it is scrolled to asks for the layout.
   if (!isOfOne || route.tab === "events") feed.show(rows, isOfOne, Date.now());
   search.show();
-  for (const id of rows.groups.keys()) if (!rows.sessions.has(id)) seek(id);
+  for (const { row } of rows.spans.values())
+    if (!rows.sessions.has(row.session_id)) seek(row.session_id);
   if (route.sessionId !== null) showSession(route.sessionId, Date.now());
 }
 

@@ -5,8 +5,6 @@
  * A row's version is the id of an event that it has seen: of a GET the `Last-Event-ID` in its header, of
  * the stream the last `id:` before it. Rows of an older version than what is here are left out, so a GET
  * that is answered late does no harm.
- *
- * No DOM, no clock, no network: tested without a browser.
  */
 
 import type { Session, Span } from "../server.ts";
@@ -23,6 +21,7 @@ import {
   readEvent,
 } from "./events.ts";
 import { formatAge, formatDuration, joined, sessionName } from "./format.ts";
+import type { Tree } from "./tree.ts";
 
 /** Events that the feed can show without asking the server: at some 300 bytes each, under 1 MB. */
 export const MAX_FEED_EVENTS = 2_000;
@@ -32,8 +31,6 @@ export const MAX_SPANS = 12_000;
 const EVICT_SPANS = 2_000;
 /** Sessions in memory, beside those of the page that is open: what one answer holds, and as many again. */
 export const MAX_SESSIONS = 2_000;
-/** Deleted sessions that a late answer can't bring back. */
-const MAX_DELETED = 2_000;
 
 /** Events drawn as a cross: something went wrong that is no call. */
 const MARK_TYPES = [...FAILURE_TYPES, "security_warn"];
@@ -60,19 +57,24 @@ export interface SpanEntry {
 /** The spans of one session, by start. */
 export type SpanGroup = Record<SpanRow["kind"], SpanEntry[]>;
 
+interface Groups {
+  bySession: Map<string, SpanGroup>;
+  /** Those with a call_id, by `callKey`. */
+  byCall: Map<string, SpanEntry>;
+}
+
 export type Rows = ReturnType<typeof createRows>;
 
 export function createRows() {
   return {
     /** The newest event that is in here. */
     head: 0,
-    /** Grows when a session's row changes. */
-    sessionsRevision: 0,
+    /** Of the sessions as they are (see tree.ts); null: one has changed since. */
+    tree: null as Tree | null,
     sessions: new Map<string, SessionEntry>(),
     spans: new Map<number, SpanEntry>(),
-    groups: new Map<string, SpanGroup>(),
-    /** The spans with a call_id, by `callKey`. */
-    calls: new Map<string, SpanEntry>(),
+    /** Of the spans as they are; null: one has changed since. */
+    groups: null as Groups | null,
     /** Oldest first, the latest MAX_FEED_EVENTS. */
     feed: new Array<TelemetryEvent>(),
     /** Deleted sessions, with the version from which on a row of them counts again. */
@@ -101,17 +103,14 @@ export function takeSession(rows: Rows, row: Session, version: number): void {
     startedAt: Date.parse(row.started_at),
     lastEventAt: Date.parse(row.last_event_at),
   });
-  rows.sessionsRevision++;
+  rows.tree = null;
   if (rows.sessions.size > MAX_SESSIONS + rows.family.size) forgetSessions(rows);
 }
 
 /** The server has deleted it: its spans and its events go too. */
 export function deleteSession(rows: Rows, id: string, version: number): void {
-  rows.deleted.delete(id); // to the end of the order
   rows.deleted.set(id, Math.max(version, rows.sessions.get(id)?.version ?? 0) + 1);
-  const [oldest] = rows.deleted.keys();
-  if (rows.deleted.size > MAX_DELETED && oldest !== undefined) rows.deleted.delete(oldest);
-  dropSession(rows, id);
+  dropSessions(rows, new Set([id]));
   rows.feed = rows.feed.filter((event) => event.session_id !== id);
 }
 
@@ -119,19 +118,20 @@ export function deleteSession(rows: Rows, id: string, version: number): void {
 function forgetSessions(rows: Rows): void {
   const worth = ({ row }: SessionEntry) =>
     row.waiting_since !== null ? 2 : row.status === "active" ? 1 : 0;
-  [...rows.sessions.values()]
+  const gone = [...rows.sessions.values()]
     .filter(({ row }) => !rows.family.has(row.id))
     .sort((a, b) => worth(a) - worth(b) || a.lastEventAt - b.lastEventAt)
-    .slice(0, MAX_SESSIONS / 10)
-    .forEach(({ row }) => dropSession(rows, row.id));
+    .slice(0, MAX_SESSIONS / 10);
+  dropSessions(rows, new Set(gone.map(({ row }) => row.id)));
 }
 
-function dropSession(rows: Rows, id: string): void {
-  rows.sessions.delete(id);
-  rows.cursors.delete(id);
-  for (const entry of Object.values(rows.groups.get(id) ?? {}).flat()) forgetSpan(rows, entry);
-  rows.groups.delete(id);
-  rows.sessionsRevision++;
+function dropSessions(rows: Rows, ids: ReadonlySet<string>): void {
+  for (const id of ids) {
+    rows.sessions.delete(id);
+    rows.cursors.delete(id);
+  }
+  for (const [id, { row }] of rows.spans) if (ids.has(row.session_id)) rows.spans.delete(id);
+  rows.tree = rows.groups = null;
 }
 
 // ─── Spans ───────────────────────────────────────────────────────────────────
@@ -140,8 +140,31 @@ const emptyGroup = (): SpanGroup => ({ tool: [], agent: [], model: [], wait: [],
 
 export const EMPTY_GROUP: Readonly<SpanGroup> = emptyGroup();
 
+export const byStart = (a: SpanEntry, b: SpanEntry) => a.start - b.start || a.row.id - b.row.id;
+
+/** All at once and only when they are drawn: of 12,000 it takes 3 ms. */
+function groupsOf(rows: Rows): Groups {
+  if (rows.groups !== null) return rows.groups;
+  const groups: Groups = { bySession: new Map(), byCall: new Map() };
+  for (const entry of [...rows.spans.values()].sort(byStart)) {
+    const { session_id, kind, call_id } = entry.row;
+    const group = groups.bySession.get(session_id) ?? emptyGroup();
+    group[kind].push(entry);
+    groups.bySession.set(session_id, group);
+    if (call_id !== null) groups.byCall.set(callKey(session_id, kind, call_id), entry);
+  }
+  return (rows.groups = groups);
+}
+
 export function spansOf(rows: Rows, sessionId: string): Readonly<SpanGroup> {
-  return rows.groups.get(sessionId) ?? EMPTY_GROUP;
+  return groupsOf(rows).bySession.get(sessionId) ?? EMPTY_GROUP;
+}
+
+/** Its calls; an agent stands for the one that sent it out. */
+export function toolsOf(rows: Rows, sessionId: string): SpanEntry[] {
+  const { tool, agent } = spansOf(rows, sessionId);
+  const spawned = new Set(agent.map(({ row }) => row.call_id ?? row.id));
+  return tool.filter(({ row }) => !spawned.has(row.call_id ?? ""));
 }
 
 export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
@@ -149,24 +172,14 @@ export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
   if (version < (known?.version ?? rows.deleted.get(row.session_id) ?? 0)) return;
   const start = Date.parse(row.started_at);
   const end = row.ended_at === null ? null : Date.parse(row.ended_at);
-  const entry = known ?? { row, version, start, end };
-  const spans = groupOf(rows, row.session_id)[row.kind];
-  if (known !== undefined && known.start !== start) spans.splice(spans.indexOf(known), 1);
-  if (known?.start !== start) spans.splice(indexByStart(spans, start), 0, entry);
-  Object.assign(entry, { row, version, start, end });
-  rows.spans.set(row.id, entry);
-  if (row.call_id !== null && row.kind !== "wait")
-    rows.calls.set(callKey(row.session_id, row.kind, row.call_id), entry);
+  rows.spans.set(row.id, { row, version, start, end });
+  rows.groups = null;
   // In steps, also where much is open and little can go: finding the oldest costs the length of all.
   const isStep = known === undefined && rows.spans.size % EVICT_SPANS === 0;
   if (isStep && rows.spans.size >= MAX_SPANS) evictSpans(rows);
 }
 
-/**
- * Takes a page of the spans of all sessions, newest first, as the server sends them.
- *
- * @param page empty: the server has no older ones
- */
+/** Takes a page of the spans of all sessions, newest first. @param page empty: the server has no older ones */
 export function takeSpanPage(rows: Rows, page: readonly Span[], version: number): void {
   const last = page.at(-1);
   rows.oldestSpanId = last?.id ?? 0;
@@ -184,36 +197,9 @@ export function isWhole(rows: Rows, { row }: SessionEntry): boolean {
   return tool.length >= row.tool_count && agent.length >= row.agent_count;
 }
 
-function groupOf(rows: Rows, sessionId: string): SpanGroup {
-  let group = rows.groups.get(sessionId);
-  if (group === undefined) {
-    group = emptyGroup();
-    rows.groups.set(sessionId, group);
-  }
-  return group;
-}
-
-/** The index of the first span that starts later; in `spans`, sorted by start. */
-export function indexByStart(spans: readonly { start: number }[], start: number): number {
-  let low = 0;
-  let high = spans.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((spans[middle]?.start ?? Infinity) <= start) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
 /** @param call_id as an event has it, whatever that is */
-function callKey(session_id: string, kind: string, call_id: unknown): string {
-  return `${session_id}\n${kind}\n${call_id}`;
-}
-
-function forgetSpan(rows: Rows, { row }: SpanEntry): void {
-  rows.spans.delete(row.id);
-  rows.calls.delete(callKey(row.session_id, row.kind, row.call_id));
-}
+const callKey = (session_id: string, kind: string, call_id: unknown) =>
+  `${session_id}\n${kind}\n${call_id}`;
 
 /** Lets go of the oldest spans; open ones stay, and those of the open page up to twice the limit. */
 function evictSpans(rows: Rows): void {
@@ -223,16 +209,13 @@ function evictSpans(rows: Rows): void {
     .filter((entry) => entry.end !== null && !isOpen(entry))
     .sort((a, b) => (a.end ?? 0) - (b.end ?? 0))
     .slice(0, rows.spans.size - MAX_SPANS + EVICT_SPANS);
-  for (const entry of gone) {
-    forgetSpan(rows, entry);
-    rows.cursors.delete(entry.row.session_id);
-    rows.coveredFrom = Math.max(rows.coveredFrom, entry.end ?? 0);
+  for (const { row, end } of gone) {
+    rows.spans.delete(row.id);
+    rows.cursors.delete(row.session_id);
+    rows.coveredFrom = Math.max(rows.coveredFrom, end ?? 0);
     // What is gone can be asked for again, with all that is older.
-    rows.oldestSpanId = Math.max(rows.oldestSpanId, entry.row.id + 1);
+    rows.oldestSpanId = Math.max(rows.oldestSpanId, row.id + 1);
   }
-  for (const group of rows.groups.values())
-    for (const kind of ["tool", "agent", "model", "wait", "mark"] as const)
-      group[kind] = group[kind].filter(({ row }) => rows.spans.has(row.id));
 }
 
 // ─── Events ──────────────────────────────────────────────────────────────────
@@ -247,12 +230,6 @@ export function takeEvent(rows: Rows, event: TelemetryEvent): void {
   takeMarks(rows, [event]);
 }
 
-/** Takes a page of the history up to the head, newest first, for a feed that is empty. */
-export function takeFeed(rows: Rows, page: readonly TelemetryEvent[]): void {
-  rows.feed = page.toReversed();
-  takeMarks(rows, page);
-}
-
 /** What the timeline marks with a cross comes from the events: no span tells of it. */
 export function takeMarks(rows: Rows, events: readonly TelemetryEvent[]): void {
   for (const event of events)
@@ -263,28 +240,26 @@ export function takeMarks(rows: Rows, events: readonly TelemetryEvent[]): void {
 export function markOf(event: TelemetryEvent): SpanEntry {
   const { id, type, session_id, at, fields } = event;
   const time = new Date(at).toISOString();
+  const nothing = { call_id: null, child_session_id: null, duration_ms: null, waited_ms: null };
   const row: SpanRow = {
-    ...{ id, session_id, kind: "mark", name: type, call_id: null },
-    ...{ started_at: time, ended_at: time, duration_ms: null, waited_ms: null },
+    ...{ id, session_id, kind: "mark", name: type, started_at: time, ended_at: time },
+    ...{ ...nothing, tokens: null, cost: null, attributes: null },
     outcome: looksFailed(event) ? "failed" : null,
     text: asText(fields.reason ?? fields.message ?? fields.tool)?.slice(0, 300) ?? null,
     error: errorText(fields.error)?.slice(0, 300) ?? null,
-    ...{ child_session_id: null, tokens: null, cost: null, attributes: null },
   };
   return { row, version: id, start: at, end: at };
 }
 
-/** The bar that tells of an event; undefined: none that is here. */
-export function barOf(rows: Rows, event: TelemetryEvent): SpanEntry | undefined {
-  const { call_id } = event.fields;
-  // Of a call that has spawned an agent there is the agent's.
-  return rows.calls.get(callKey(event.session_id, "agent", call_id)) ?? spanOf(rows, event);
-}
+const callOf = (rows: Rows, { session_id, fields }: TelemetryEvent, kind = "") =>
+  groupsOf(rows).byCall.get(callKey(session_id, kind, fields.call_id));
 
-function spanOf(rows: Rows, { id, type, session_id, fields }: TelemetryEvent) {
-  const key = callKey(session_id, CALL_KINDS[type] ?? "", fields.call_id);
-  return rows.spans.get(id) ?? rows.calls.get(key);
-}
+const spanOf = (rows: Rows, event: TelemetryEvent) =>
+  rows.spans.get(event.id) ?? callOf(rows, event, CALL_KINDS[event.type]);
+
+/** The bar that tells of an event, of a call that has spawned an agent the agent's; undefined: none is here. */
+export const barOf = (rows: Rows, event: TelemetryEvent) =>
+  callOf(rows, event, "agent") ?? spanOf(rows, event);
 
 /**
  * Whether the feed shows an event as a failure: as the end of a span that failed; where there is no
@@ -326,40 +301,37 @@ export function takeFrame(rows: Rows, { type, data, id }: Frame): void {
 /** Waiting is told apart from active: it is the one state that asks something of the person. */
 export type Status = "waiting" | Session["status"];
 
-export function statusOf({ row }: SessionEntry): Status {
-  return row.waiting_since === null ? row.status : "waiting";
-}
+export const statusOf = ({ row }: SessionEntry): Status =>
+  row.waiting_since === null ? row.status : "waiting";
 
 export const labelOf = ({ row }: SessionEntry) => sessionName(row);
 
-/** Its lane reaches to now. */
-export function isLive({ row }: SessionEntry): boolean {
-  return row.status === "active";
+export const isLive = ({ row }: SessionEntry) => row.status === "active";
+
+/** Where its lane ends. */
+export function endOf(session: SessionEntry, now: number): number {
+  const { is_lost, stale_at } = session.row;
+  const to = isLive(session) ? now : is_lost ? Date.parse(stale_at ?? "") : 0;
+  return Math.max(to || 0, session.lastEventAt);
 }
 
-/** What a session that waits asks; null: not said. */
-export function questionOf(rows: Rows, { row }: SessionEntry): string | null {
-  const wait = spansOf(rows, row.id).wait.find((span) => span.end === null)?.row;
-  if (wait !== undefined) return wait.text ?? wait.name;
-  return row.now?.kind === "wait" ? (row.now.text ?? row.now.name) : null;
-}
+/** In the timeline: on a session's page only what belongs to it. */
+export const isShown = ({ family }: Rows, id: string) => family.size === 0 || family.has(id);
 
-/** What a session does now. */
-export interface Doing {
-  text: string;
-  /** For how long, or when it goes on. */
-  time: string | null;
-}
-
-/** In words; null: nothing that is told. */
-export function doingOf(rows: Rows, session: SessionEntry, now: number): Doing | null {
+/** What a session does now, and for how long, or when it goes on; null: nothing that is told. */
+export function doingOf(
+  rows: Rows,
+  session: SessionEntry,
+  now: number,
+): { text: string; time: string | null } | null {
   const { is_lost, stale_at, now: doing } = session.row;
   if (is_lost) {
     const age = formatAge(now - Date.parse(stale_at ?? ""));
     return { text: `Lost contact ${age === "now" ? "just now" : `${age} ago`}`, time: null };
   }
   if (statusOf(session) === "waiting") {
-    const question = questionOf(rows, session);
+    const wait = spansOf(rows, session.row.id).wait.find(({ end }) => end === null)?.row ?? doing;
+    const question = wait?.kind === "wait" ? (wait.text ?? wait.name) : null;
     return question === null ? null : { text: `Asks: ${oneLine(question)}`, time: null };
   }
   if (doing === null) return null;
@@ -386,25 +358,18 @@ export function doingOf(rows: Rows, session: SessionEntry, now: number): Doing |
 }
 
 /** Whether the model asked then has answered with calls: OpenCode ends its step after them. */
-function hasAnswered(rows: Rows, sessionId: string, askedAt: number): boolean {
-  return (spansOf(rows, sessionId).tool.at(-1)?.start ?? 0) >= askedAt;
-}
+const hasAnswered = (rows: Rows, sessionId: string, askedAt: number) =>
+  (spansOf(rows, sessionId).tool.at(-1)?.start ?? 0) >= askedAt;
 
-export function isRunning(rows: Rows, { row, start, end }: SpanEntry): boolean {
-  return end === null && !(row.kind === "model" && hasAnswered(rows, row.session_id, start));
-}
+export const isRunning = (rows: Rows, { row, start, end }: SpanEntry) =>
+  end === null && !(row.kind === "model" && hasAnswered(rows, row.session_id, start));
 
-/** The call of this span, in red where it failed. */
-export function isFailedSpan({ row }: SpanEntry): boolean {
-  return isFailure(row.outcome);
-}
+/** Drawn in red. */
+export const isFailedSpan = ({ row }: SpanEntry) => isFailure(row.outcome);
 
 /** Where a bar ends on the screen: an open one now. */
-export function shownEnd({ start, end }: SpanEntry, now: number): number {
-  return end ?? Math.max(start, now);
-}
+export const shownEnd = ({ start, end }: SpanEntry, now: number) => end ?? Math.max(start, now);
 
 /** A call of which only the moment is known. */
-export function isMoment({ row }: SpanEntry): boolean {
-  return row.duration_ms === null && row.started_at === row.ended_at;
-}
+export const isMoment = ({ row }: SpanEntry) =>
+  row.duration_ms === null && row.started_at === row.ended_at;

@@ -3,14 +3,13 @@
  * again after a failure, and shared with the other tabs of the browser (see tabs.ts).
  */
 
-import { ServerError } from "./api.ts";
 import { EVENT_TYPES } from "./events.ts";
 import type { Connection } from "./panels/header.ts";
 import type { Frame } from "./rows.ts";
 import { type Said, createTabs } from "./tabs.ts";
 
-const FIRST_RETRY_MS = 1_000;
-const MAX_RETRY_MS = 15_000;
+const FIRST_RETRY_SECONDS = 1;
+const MAX_RETRY_SECONDS = 15;
 const ROW_TYPES = ["session", "span", "session_deleted"];
 
 export interface StreamOptions {
@@ -30,17 +29,13 @@ export interface StreamOptions {
  */
 export function createCursor(head: number) {
   let resumeFrom = head;
-  let lastId = head;
-  let hasRows = false;
+  /** The latest event of which a row has come. */
+  let rowsOf = head;
   return {
     resumeFrom: () => resumeFrom,
     take({ type, id }: Pick<Frame, "type" | "id">): void {
-      if (id > lastId) {
-        if (hasRows) resumeFrom = lastId;
-        hasRows = false;
-        lastId = id;
-      }
-      hasRows ||= ROW_TYPES.includes(type);
+      if (id > rowsOf) resumeFrom = rowsOf;
+      if (ROW_TYPES.includes(type)) rowsOf = Math.max(rowsOf, id);
     },
   };
 }
@@ -48,18 +43,22 @@ export function createCursor(head: number) {
 export function createStream({ load, received, opened, reset, show }: StreamOptions) {
   let source: EventSource | null = null;
   let isPausedByPerson = false;
-  let retryMs = FIRST_RETRY_MS;
-  let retryTimer: ReturnType<typeof setTimeout> | undefined;
+  let retrySeconds = FIRST_RETRY_SECONDS;
+  let timer: ReturnType<typeof setTimeout> | undefined;
   let cursor = createCursor(0);
-  /** Where the stream began, and how it is; a follower's is its leader's. */
-  let from = 0;
+  /** A follower's is its leader's. */
   let connection: Connection = { state: "connecting" };
+  /** Where the stream began, and what came of it that the other tabs haven't heard. */
+  let from = 0;
+  const frames: Frame[] = [];
   let attempts = 0;
   /** What was heard since the page began to load; null: it is loaded. */
   let backlog: Said[] | null = null;
   /** Something came that this tab hasn't heard: until it leads, it takes nothing. */
   let isBehind = false;
-  const tabs = createTabs(lead, follow, hear);
+
+  const say = () => ({ connection, from, frames: frames.splice(0) });
+  const tabs = createTabs(lead, follow, hear, say);
 
   const isOff = () => document.hidden || isPausedByPerson;
 
@@ -67,12 +66,12 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
     const isOpened = next.state === "live" && connection.state !== "live";
     connection = next;
     show(connection);
-    tabs.say(connection, from);
+    tabs.send();
     if (isOpened) opened();
   }
 
   async function connect(): Promise<void> {
-    clearTimeout(retryTimer);
+    clearTimeout(timer);
     if (isOff()) return;
     const attempt = ++attempts;
     const isWanted = () => attempt === attempts;
@@ -88,7 +87,8 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
       else if (head === null) catchUp();
       else heard.forEach(hear);
     } catch (error) {
-      if (isWanted()) retry(error instanceof ServerError ? error.message : null);
+      const isToldWhy = error instanceof Error && !(error instanceof TypeError);
+      if (isWanted()) retry(isToldWhy ? error.message : null);
     }
   }
 
@@ -99,7 +99,7 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
 
   function follow(): void {
     close();
-    if (backlog === null) clearTimeout(retryTimer);
+    if (backlog === null) clearTimeout(timer);
   }
 
   function catchUp(): void {
@@ -127,19 +127,21 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
 
   function open(): void {
     close();
+    tabs.send(); // what came of the stream before
     from = cursor.resumeFrom();
-    tabs.say(connection, from);
+    tabs.send();
     const stream = new EventSource(`/api/events/stream?include=rows&lastEventId=${from}`);
     source = stream;
     const receive = ({ type, data, lastEventId }: MessageEvent<string>) => {
       const frame = { type, data, id: Number(lastEventId) };
-      tabs.handOn(frame);
+      // Those that come together go together.
+      if (frames.push(frame) === 1) setTimeout(tabs.send);
       take(frame);
     };
     for (const type of ["reset", ...ROW_TYPES, ...EVENT_TYPES])
       stream.addEventListener(type, receive);
     stream.addEventListener("open", () => {
-      retryMs = FIRST_RETRY_MS;
+      retrySeconds = FIRST_RETRY_SECONDS;
       tell({ state: "live" });
     });
     stream.addEventListener("error", () => {
@@ -156,34 +158,30 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
 
   /** The browser would come back by itself, but can't say when. */
   function retry(reason: string | null): void {
-    const at = performance.now() + retryMs;
-    retryMs = Math.min(MAX_RETRY_MS, retryMs * 2);
-    const count = () => {
-      const leftMs = at - performance.now();
-      if (leftMs <= 0) {
-        tell({ state: "connecting" });
-        return void connect();
-      }
-      tell({ state: "waiting", seconds: Math.ceil(leftMs / 1_000), reason });
-      retryTimer = setTimeout(count, Math.min(1_000, Math.max(1, leftMs)));
-    };
-    clearTimeout(retryTimer);
-    count();
+    countDown(retrySeconds, reason);
+    retrySeconds = Math.min(MAX_RETRY_SECONDS, 2 * retrySeconds);
   }
 
-  /** Takes up the stream again, or lets go of it: the page was hidden or shown, paused or resumed. */
-  function resumeOrPause(): void {
-    if (isOff()) {
-      clearTimeout(retryTimer);
-      attempts++;
-      isBehind = false;
-      close();
-      tabs.leave();
-      tell({ state: "paused" });
+  function countDown(seconds: number, reason: string | null): void {
+    clearTimeout(timer);
+    if (seconds > 0) {
+      tell({ state: "waiting", seconds, reason });
+      timer = setTimeout(countDown, 1_000, seconds - 1, reason);
     } else {
       tell({ state: "connecting" });
       void connect();
     }
+  }
+
+  /** Takes up the stream again, or lets go of it: the page was hidden or shown, paused or resumed. */
+  function resumeOrPause(): void {
+    if (!isOff()) return countDown(0, null);
+    clearTimeout(timer);
+    attempts++;
+    isBehind = false;
+    close();
+    tabs.leave();
+    tell({ state: "paused" });
   }
 
   document.addEventListener("visibilitychange", resumeOrPause);
@@ -195,7 +193,7 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
     /** The person's button: pauses or resumes; while it counts down, tries at once. */
     toggle(): void {
       if (connection.state === "waiting") {
-        retryMs = FIRST_RETRY_MS;
+        retrySeconds = FIRST_RETRY_SECONDS;
         return void connect();
       }
       isPausedByPerson = !isPausedByPerson;

@@ -28,22 +28,21 @@ export interface Said {
 /**
  * @param lead the lock is this tab's
  * @param follow it was, and is another's
+ * @param say what it says as a leader; each frame once
  */
-export function createTabs(lead: () => void, follow: () => void, hear: (said: Said) => void) {
+export function createTabs(
+  lead: () => void,
+  follow: () => void,
+  hear: (said: Said) => void,
+  say: () => Said,
+) {
   let channel: BroadcastChannel | null = null;
   let leads = false;
-  let said: Said = { connection: { state: "connecting" }, from: 0, frames: [] };
-  let sendTimer: ReturnType<typeof setTimeout> | undefined;
   /** Greater with each leader: one that hung doesn't know yet that it isn't. */
   let term = 0;
   let silentTicks = 0;
   /** Gives the lock back, or waits for it no longer. */
   let release = () => {};
-
-  function leaveChannel(): void {
-    channel?.close();
-    channel = null;
-  }
 
   function startLeading(): void {
     leads = true;
@@ -57,6 +56,11 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
     askForLock();
   }
 
+  function leaveChannel(): void {
+    channel?.close();
+    channel = null;
+  }
+
   /** @param steal at once, whoever has it */
   function askForLock(steal = false): void {
     release();
@@ -67,7 +71,7 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
     const hold = () => {
       if (signal.aborted) return;
       startLeading();
-      return new Promise<void>((done) => signal.addEventListener("abort", () => done()));
+      return new Promise((done) => signal.addEventListener("abort", done));
     };
     navigator.locks.request(NAME, steal ? { steal } : { signal }, hold).catch(({ name }) => {
       if (signal.aborted) return;
@@ -89,10 +93,8 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
   }
 
   function send(): void {
-    clearTimeout(sendTimer);
-    sendTimer = undefined;
+    const said = say();
     if (leads) channel?.postMessage({ ...said, term });
-    said.frames = [];
   }
 
   setInterval(() => {
@@ -103,6 +105,8 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
 
   return {
     leads: () => leads,
+    send,
+    takeLock: () => askForLock(true),
     /** Takes part: hears from now on what the leader says. */
     join(): void {
       if (navigator.locks === undefined) leads = true;
@@ -117,17 +121,6 @@ export function createTabs(lead: () => void, follow: () => void, hear: (said: Sa
       release();
       leaveChannel();
       leads = false;
-    },
-    takeLock: () => askForLock(true),
-    say(connection: Connection, from: number): void {
-      if (said.frames.length > 0) send();
-      said = { connection, from, frames: [] };
-      send();
-    },
-    /** Those that come together go together. */
-    handOn(frame: Frame): void {
-      said.frames.push(frame);
-      sendTimer ??= setTimeout(send);
     },
   };
 }

@@ -1,7 +1,4 @@
-/**
- * Which session is below which: one tree for a revision of the sessions, built without recursion in
- * O(n log n), because a chain of parents may be as long as the list.
- */
+/** Which session is below which. Without recursion: a chain of parents may be as long as the list. */
 
 import type { Need } from "./attention.ts";
 import { formatCount } from "./format.ts";
@@ -9,9 +6,8 @@ import { type Rows, type SessionEntry, isLive, labelOf } from "./rows.ts";
 
 export interface TreeNode {
   entry: SessionEntry;
-  /** null: it has none that is known. A circle of parents is cut above the one that started first. */
+  /** null: it has none that is known. A circle of parents is cut above the one that would stand last. */
   parent: TreeNode | null;
-  /** What goes on first, then what started later. */
   children: TreeNode[];
   depth: number;
   /** Here and below. */
@@ -29,77 +25,66 @@ export interface Tree {
   /** In the order of the list: latest activity first. */
   roots: TreeNode[];
   /** By their session's id. */
-  nodes: Map<string, TreeNode>;
+  nodes: Map<string | null, TreeNode>;
   /** By the id of their parent, known or not. */
   byParent: Map<string | null, TreeNode[]>;
 }
 
-const trees = new WeakMap<Rows, { revision: number; tree: Tree }>();
-
-export function treeOf(rows: Rows): Tree {
-  let built = trees.get(rows);
-  if (built?.revision !== rows.sessionsRevision) {
-    built = { revision: rows.sessionsRevision, tree: buildTree(rows) };
-    trees.set(rows, built);
-  }
-  return built.tree;
-}
+/** Of the sessions as they are now. */
+export const treeOf = (rows: Rows): Tree => (rows.tree ??= buildTree(rows));
 
 function buildTree(rows: Rows): Tree {
-  const nodes = new Map<string, TreeNode>();
+  const nodes = new Map<string | null, TreeNode>();
   for (const [id, entry] of rows.sessions) {
     const { error_count, tool_count } = entry.row;
     const below = { error_count, tool_count, latest: entry.lastEventAt, goesOn: isLive(entry) };
     nodes.set(id, { entry, parent: null, children: [], depth: 0, ...below });
   }
+  const all = [...nodes.values()].sort(byLife);
   const parentOf = ({ entry }: TreeNode) => entry.row.parent_session_id;
-  for (const node of nodes.values()) node.parent = nodes.get(parentOf(node) ?? "") ?? null;
-  cutCircles([...nodes.values()]);
-  const tops: TreeNode[] = [];
-  for (const node of nodes.values()) (node.parent?.children ?? tops).push(node);
-  const order = preorder(tops);
-  for (const { parent, error_count, tool_count, latest, goesOn } of order.toReversed())
+  for (const node of all) {
+    node.parent = nodes.get(parentOf(node)) ?? null;
+    node.parent?.children.push(node);
+  }
+  const order = new Set<TreeNode>();
+  for (const node of all) if (node.parent === null) place(node, order);
+  // What has no place now is in a circle, or below one.
+  for (const node of all.toReversed()) {
+    if (order.has(node)) continue;
+    node.parent?.children.splice(node.parent.children.indexOf(node), 1);
+    node.parent = null;
+    place(node, order);
+  }
+  const ordered = [...order];
+  for (const { parent, error_count, tool_count, latest, goesOn } of ordered.toReversed())
     if (parent !== null) {
       parent.error_count += error_count;
       parent.tool_count += tool_count;
       parent.latest = Math.max(parent.latest, latest);
       parent.goesOn ||= goesOn;
     }
-  const roots = tops.toSorted((a, b) => b.latest - a.latest || byId(a, b));
-  return { order, roots, nodes, byParent: Map.groupBy(order, parentOf) };
-}
-
-function cutCircles(nodes: readonly TreeNode[]): void {
-  /** By which walk up its parents a node was first met. */
-  const walks = new Map<TreeNode, TreeNode>();
-  for (const start of nodes) {
-    let at: TreeNode | null = start;
-    for (; at !== null && !walks.has(at); at = at.parent) walks.set(at, start);
-    if (at === null || walks.get(at) !== start) continue;
-    let first = at;
-    for (let next = at.parent; next !== null && next !== at; next = next.parent)
-      if (byStart(next, first) < 0) first = next;
-    first.parent = null;
-  }
+  const roots = ordered
+    .filter(({ parent }) => parent === null)
+    .sort((a, b) => b.latest - a.latest || byId(a, b));
+  return { order: ordered, roots, nodes, byParent: Map.groupBy(ordered, parentOf) };
 }
 
 const byId = (a: TreeNode, b: TreeNode) => (a.entry.row.id < b.entry.row.id ? -1 : 1);
 
-function byStart(a: TreeNode, b: TreeNode): number {
-  return a.entry.startedAt - b.entry.startedAt || byId(a, b);
+/** What goes on first, then what started later. */
+function byLife(a: TreeNode, b: TreeNode): number {
+  const life = Number(isLive(b.entry)) - Number(isLive(a.entry));
+  return life || b.entry.startedAt - a.entry.startedAt || byId(b, a);
 }
 
-function preorder(tops: TreeNode[]): TreeNode[] {
-  const byLife = (a: TreeNode, b: TreeNode) =>
-    Number(isLive(b.entry)) - Number(isLive(a.entry)) || byStart(b, a);
-  const order: TreeNode[] = [];
-  const stack = tops.sort(byLife).toReversed();
+/** At the end of `order`, with all below it. */
+function place(top: TreeNode, order: Set<TreeNode>): void {
+  const stack = [top];
   for (let node = stack.pop(); node !== undefined; node = stack.pop()) {
-    order.push(node);
+    order.add(node);
     node.depth = node.parent === null ? 0 : node.parent.depth + 1;
-    stack.push(...node.children.sort(byLife).toReversed());
+    stack.push(...node.children.toReversed());
   }
-  return order;
 }
 
 /** A session and all below it, also where they are in a circle. */
@@ -113,9 +98,8 @@ export function familyOf(rows: Rows, id: string): Set<string> {
 }
 
 /** Of a session and all below it: one cause is one error, the server sees to that. */
-export function countOf(rows: Rows, id: string, of: "error_count" | "tool_count"): number {
-  return treeOf(rows).nodes.get(id)?.[of] ?? 0;
-}
+export const countOf = (rows: Rows, id: string, of: "error_count" | "tool_count"): number =>
+  treeOf(rows).nodes.get(id)?.[of] ?? 0;
 
 // ─── The list of sessions ────────────────────────────────────────────────────
 

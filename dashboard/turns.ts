@@ -5,12 +5,13 @@ import {
   type Rows,
   type SessionEntry,
   type SpanEntry,
-  indexByStart,
+  byStart,
   isFailedSpan,
   isRunning,
   markOf,
   shownEnd,
   spansOf,
+  toolsOf,
 } from "./rows.ts";
 import { countOf, familyOf } from "./tree.ts";
 
@@ -38,18 +39,19 @@ export function turnsOf(
   told: readonly TelemetryEvent[],
   now: number,
 ): Turn[] {
-  const begun = told.filter(({ type }) => type === "turn_start").sort((a, b) => a.at - b.at);
-  const create = (id: number, title: string, start: number): Turn => ({
-    ...{ id, title, start, end: start, goesOn: false },
-    ...{ calls: [], errorCount: 0, tokens: null, cost: null },
-  });
+  const begun = told.filter(({ type }) => type === "turn_start");
+  begun.sort((a, b) => a.at - b.at || a.id - b.id);
+  const create = (id: number, title: string, start: number): Turn => {
+    const figures = { errorCount: 0, tokens: null, cost: null };
+    return { id, title, start, end: start, goesOn: false, calls: [], ...figures };
+  };
   const first = create(0, begun.length === 0 ? "All calls" : "Before the first turn", startedAt);
   const before = Math.max(0, row.turn_count - begun.length); // that are too long ago to be here
   const titled = begun.map(({ id, fields, at }, index) =>
     create(id, asText(fields.prompt) ?? `Turn ${before + index + 1}`, at),
   );
   const turns = [first, ...titled];
-  const turnAt = (at: number) => turns[Math.max(0, indexByStart(turns, at) - 1)] ?? first;
+  const turnAt = (at: number) => turns.findLast(({ start }) => start <= at) ?? first;
 
   const compacted = told.filter(({ type }) => type === "session_compacted").map(markOf);
   /** Agents whose own errors are in a turn: one may be sent out again. */
@@ -82,16 +84,15 @@ export function turnsOf(
 /** What a session did, by start: of an agent not also the call that spawned it, of models what runs or failed. */
 export function callsOf(rows: Rows, id: string, more: readonly SpanEntry[] = []): SpanEntry[] {
   const { tool, agent, model, wait, mark } = spansOf(rows, id);
-  const spawned = new Set(agent.map(({ row }) => row.call_id ?? row.id));
   const calls = new Set(tool.map(({ row }) => row.call_id));
   return [
-    ...tool.filter(({ row }) => !spawned.has(row.call_id ?? "")),
+    ...toolsOf(rows, id),
     ...agent,
     ...model.filter((span) => isRunning(rows, span) || isFailedSpan(span)),
     ...wait.filter(({ row }) => row.call_id === null || !calls.has(row.call_id)),
     ...mark,
     ...more,
-  ].sort((a, b) => a.start - b.start || a.row.id - b.row.id);
+  ].sort(byStart);
 }
 
 // ─── Tokens ──────────────────────────────────────────────────────────────────
@@ -120,9 +121,8 @@ export function contextOf(rows: Rows, id: string) {
 }
 
 /** A sum of what is told; null: nothing is. */
-function plus(sum: number | null, value: unknown): number | null {
-  return typeof value === "number" ? (sum ?? 0) + value : sum;
-}
+const plus = (sum: number | null, value: unknown): number | null =>
+  typeof value === "number" ? (sum ?? 0) + value : sum;
 
 // ─── Files ───────────────────────────────────────────────────────────────────
 

@@ -3,22 +3,17 @@
 import { describe, expect, test } from "bun:test";
 import { type Rows, type SpanEntry, createRows, takeSession, takeSpan } from "../dashboard/rows.ts";
 import {
-  NOW_MARGIN,
   type Lane,
   type View,
   barAt,
   barsOf,
-  fitted,
   groundOf,
   lanesOf,
   ticksOf,
-  toMs,
   toX,
   walk,
-  windowOf,
-  zoomed,
 } from "../dashboard/timeline/layout.ts";
-import { createWindow } from "../dashboard/timeline/window.ts";
+import { NOW_MARGIN, createWindow, fitted, windowOf } from "../dashboard/timeline/window.ts";
 import { describe as inWords, stateOf } from "../dashboard/timeline/words.ts";
 import type { Session, Span } from "../server.ts";
 import { openCodeHooks } from "./fixtures.ts";
@@ -325,11 +320,6 @@ describe("bars", () => {
 });
 
 describe("the window", () => {
-  test("pixels to times and back", () => {
-    expect(toX(VIEW, NOW + 250)).toBe(250);
-    expect(toMs(VIEW, 250)).toBe(NOW + 250);
-  });
-
   test("it is no shorter than 200 ms, no longer than a month, and half in the future at most", () => {
     expect(windowOf(NOW - 50, NOW - 40, NOW).length).toBe(200);
     expect(windowOf(0, NOW, NOW).length).toBe(31 * 24 * HOUR_MS);
@@ -337,7 +327,15 @@ describe("the window", () => {
   });
 
   test("zooming keeps the anchor where it is", () => {
-    const view = { ...VIEW, ...zoomed(VIEW, 1 / 2, NOW + 250, NOW + 900) };
+    const shown = createWindow(
+      () => createRows(),
+      () => NOW + 900,
+      () => {},
+    );
+    shown.show(NOW, NOW + 1_000);
+    expect(toX(VIEW, NOW + 250)).toBe(250);
+    shown.zoom(1 / 2, NOW + 250);
+    const view = { ...VIEW, ...shown.now() };
     expect(view.length).toBe(500);
     expect(toX(view, NOW + 250)).toBeCloseTo(250, 5);
   });

@@ -8,11 +8,11 @@ import {
   NO_FILTER,
   type TelemetryEvent,
   argsSummary,
-  createThings,
   keyOfThing,
   matchesFilter,
   mergedThing,
   readEvent,
+  thingsOf,
   wordsOf,
 } from "../dashboard/events.ts";
 import {
@@ -36,11 +36,10 @@ import {
   hasFailed,
   isWhole,
   labelOf,
-  questionOf,
   spansOf,
   statusOf,
   takeEvent,
-  takeFeed,
+  takeMarks,
   takeFrame,
   takeSession,
   takeSpan,
@@ -246,7 +245,8 @@ describe("the feed", () => {
   test("what went wrong and is no call is marked in the timeline", () => {
     const rows = rowsWith({ id: "s1" });
     const page = [event("session_error", { error: "overloaded" }), event("message_user")];
-    takeFeed(rows, page.toReversed());
+    rows.feed = page;
+    takeMarks(rows, page);
     takeEvent(rows, event("security_warn", { reason: "odd" }));
     expect(rows.feed.map(({ type }) => type)).toEqual([
       "session_error",
@@ -313,11 +313,14 @@ test("the feed: by time; of all sessions without their updates and the starts of
   ];
   for (const one of told) takeEvent(rows, one);
   const feed = (filter: Partial<FeedFilter>) =>
-    createHistory({ rows: () => rows, filter: () => ({ ...NO_FILTER, ...filter }), seekSession })
+    createHistory(
+      () => rows,
+      () => ({ ...NO_FILTER, ...filter }),
+      () => undefined,
+    )
       .page(9, false)
       .things.map(([{ type }]) => type)
       .join(" ");
-  const seekSession = () => undefined;
   expect(feed({})).toBe("tool_use model_response agent_spawn session_start");
   expect(feed({ sessionId: "kid" })).toBe("session_end tool_use session_start");
   expect(feed({ type: "session_update" })).toBe("session_update");
@@ -410,10 +413,11 @@ describe("words", () => {
     wait(3, { text: "later", started_at: iso(NOW + 5), ended_at: null });
     expect(statusOf(entryOf(rows, "s1"))).toBe("waiting");
     expect(statusOf(entryOf(rows, "s2"))).toBe("stale");
-    expect(questionOf(rows, entryOf(rows, "s1"))).toBe("rm -rf dist");
+    const question = (id: string) => doingOf(rows, entryOf(rows, id), NOW)?.text;
+    expect(question("s1")).toBe("Asks: rm -rf dist");
     const now = { kind: "wait", name: "question", text: "Which?", started_at: iso(NOW) } as const;
     takeSession(rows, sessionRow("s2", { waiting_since: iso(NOW), now }), 1);
-    expect(questionOf(rows, entryOf(rows, "s2"))).toBe("Which?");
+    expect(question("s2")).toBe("Asks: Which?");
   });
 
   const since = (seconds: number) => iso(NOW - seconds * 1_000);
@@ -524,9 +528,8 @@ describe("words", () => {
 
   test("events as things: a call, an agent with its call, a question are one; sessions beside each other too", () => {
     const things = (types: [string, Record<string, unknown>?][], isQuiet = true) => {
-      const { things: told, add } = createThings(isQuiet);
-      for (const [type, data] of types.toReversed()) add(event(type, data));
-      return told.map((thing) => {
+      const events = types.toReversed().map(([type, data]) => event(type, data));
+      return thingsOf(events, isQuiet).map((thing) => {
         const { type, fields } = mergedThing(thing);
         return `${thing.length} ${type} ${fields.title ?? fields.outcome ?? ""}`.trim();
       });
@@ -647,7 +650,7 @@ describe("words", () => {
           { content: "Mend", status: "in_progress" },
         ],
       },
-      "1 of 2 done: Mend",
+      "Read, Mend",
     ],
     ['{"todos":[{"content":"Read","status":"pending"},{"content":"Me', "Read, Me"],
     [null, null],
@@ -782,7 +785,7 @@ describe("the address", () => {
     expect(routeOf("")).toEqual({ sessionId: null, tab: "calls", filter: none, spanId: null });
     expect(routeOf("#/session/s?type=failed").tab).toBe("events"); // where they are filtered
     expect(routeOf("#/session/%E0%A4?type=nonsense&span=x&tab=x")).toEqual({
-      sessionId: "%E0%A4",
+      sessionId: "\ufffd",
       tab: "calls",
       filter: none,
       spanId: null,

@@ -115,7 +115,7 @@ async function* pagesOf(query: Parameters<typeof findEvents>[0]) {
   let before: number | undefined;
   do {
     const page = await findEvents({ ...query, before });
-    before = page.events.at(-1)?.id;
+    before = page.list.at(-1)?.id;
     yield page;
   } while (before !== undefined);
 }
@@ -125,7 +125,7 @@ async function* findText(text: string, isOfFile: boolean): AsyncGenerator<Found>
   const known = new Set<string>();
   for await (const page of pagesOf({ q: text, limit: isOfFile ? 10 * PAGE_HITS : PAGE_HITS })) {
     const hits: Hit[] = [];
-    for (const event of page.events) {
+    for (const event of page.list) {
       const kind = CALL_KINDS[event.type];
       const { call_id = event.id } = event.fields;
       const key = isOfFile ? event.session_id : `${event.session_id} ${kind} ${asText(call_id)}`;
@@ -133,7 +133,7 @@ async function* findText(text: string, isOfFile: boolean): AsyncGenerator<Found>
       known.add(key);
       hits.push(eventHit(isOfFile ? "Sessions that touched it" : "Events", event, text));
     }
-    const isDone = page.events.length === 0;
+    const isDone = page.list.length === 0;
     const note = page.isIndexed ? "" : "The newest events are still being indexed.";
     if (hits.length > 0 || isDone) yield { hits, note, isDone };
   }
@@ -147,7 +147,10 @@ async function* findCalls(name: string, query: UsageQuery): AsyncGenerator<Found
   let since = now - query.hours * HOUR_MS;
   let isAll = true;
   const calls: TelemetryEvent[] = [];
-  for await (const { events } of pagesOf({ ...wanted, from: new Date(since).toISOString() })) {
+  for await (const { list: events } of pagesOf({
+    ...wanted,
+    from: new Date(since).toISOString(),
+  })) {
     calls.push(...events.filter(({ fields }) => nameOf(fields) === name));
     isAll = events.length === 0;
     if (calls.length >= LOOKED_AT_CALLS) break;

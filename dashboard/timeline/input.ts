@@ -1,7 +1,7 @@
 /** What the person does in the timeline: pointer, wheel and keys, as calls of what they mean. */
 
-import { type Bar, type WalkKey, type Window, clamp } from "./layout.ts";
-import type { createWindow } from "./window.ts";
+import type { Bar, WalkKey } from "./layout.ts";
+import { clamp, type createWindow } from "./window.ts";
 
 const ZOOM_STEP = 1.5;
 /** How far the pointer may move in a click. */
@@ -14,7 +14,6 @@ export interface TimelineActions extends ReturnType<typeof createWindow> {
   select: (bar: Bar | null) => void;
   /** Where the pointer is; null: it isn't on the canvas, or moves it. */
   hover: (point: Point | null) => void;
-  open: (bar: Bar | null) => void;
   enter: () => void;
   scrollBy: (px: number) => void;
 }
@@ -27,32 +26,27 @@ export interface Point {
 }
 
 export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActions): void {
+  /** Fingers, or a pressed mouse, where they are. */
   const pointers = new Map<number, Point>();
-  /** It moves the window: no click comes of it. */
+  let pressedAt = { x: 0, y: 0 };
+  /** They move the window, and no click comes of it; straight down they only scroll. */
   let isDragging = false;
-  /** Where fingers or mouse stood, and the window, when their number was last another. */
-  let grip: (Window & { at: Point; spread: number }) | null = null;
-  let lastY = 0;
+  let isPanning = false;
 
   const pointOf = (event: MouseEvent): Point => {
     const box = canvas.getBoundingClientRect();
     const isTouch = event instanceof PointerEvent && event.pointerType !== "mouse";
     return { x: event.clientX - box.left, y: event.clientY - box.top, isTouch };
   };
-  const timeAt = (x: number, { end, length }: Window) =>
-    end - length * (1 - x / canvas.clientWidth);
-  /** The middle of all that touches, and how far apart it is. */
-  const hold = () => {
-    const [first, second = first] = pointers.values();
-    if (first === undefined || second === undefined) return null;
-    const at = { ...first, x: (first.x + second.x) / 2, y: (first.y + second.y) / 2 };
-    return { at, spread: Math.hypot(first.x - second.x, first.y - second.y) };
+  const timeAt = (x: number) => {
+    const { end, length } = actions.now();
+    return end - length * (1 - x / canvas.clientWidth);
   };
-  const takeGrip = () => {
-    const held = hold();
-    grip = held && { ...held, ...actions.now() };
-    lastY = held?.at.y ?? 0;
-    if (pointers.size > 1) isDragging = true;
+  /** The middle of what touches, and how far apart it is. */
+  const hold = () => {
+    const [first = pressedAt, second = first] = pointers.values();
+    const spread = Math.hypot(first.x - second.x, first.y - second.y);
+    return { x: (first.x + second.x) / 2, spread };
   };
 
   canvas.addEventListener("pointerdown", (event) => {
@@ -60,85 +54,76 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
     const point = pointOf(event);
     pointers.set(event.pointerId, point);
     canvas.setPointerCapture(event.pointerId);
-    takeGrip();
+    isDragging = isPanning = pointers.size > 1;
+    pressedAt = point;
     actions.hover(isDragging ? null : point);
   });
 
   canvas.addEventListener("pointermove", (event) => {
     const point = pointOf(event);
-    if (pointers.has(event.pointerId)) pointers.set(event.pointerId, point);
-    const held = hold();
-    if (grip === null || held === null) {
+    const last = pointers.get(event.pointerId);
+    if (last === undefined) {
       canvas.classList.toggle("on-bar", actions.barAt(point) !== null);
       return actions.hover(point);
     }
-    const dx = held.at.x - grip.at.x;
-    const dy = held.at.y - grip.at.y;
-    if (!isDragging && Math.max(Math.abs(dx), Math.abs(dy)) < CLICK_PX) return;
-    isDragging = true;
+    const dx = Math.abs(point.x - pressedAt.x);
+    isPanning ||= dx >= CLICK_PX;
+    isDragging ||= isPanning || Math.abs(point.y - pressedAt.y) >= CLICK_PX;
+    if (!isDragging) return;
     actions.hover(null);
-    // Straight down it scrolls, and goes on following now.
-    if (grip.spread > 0 || Math.abs(dx) >= CLICK_PX || !actions.follows()) {
-      const length = grip.length * (grip.spread > 0 ? grip.spread / Math.max(1, held.spread) : 1);
-      const from = timeAt(grip.at.x, grip) - (held.at.x / canvas.clientWidth) * length;
+    const before = hold();
+    pointers.set(event.pointerId, point);
+    const after = hold();
+    if (isPanning) {
+      const zoom = pointers.size > 1 ? before.spread / Math.max(1, after.spread) : 1;
+      const length = actions.now().length * zoom;
+      const from = timeAt(before.x) - (after.x / canvas.clientWidth) * length;
       actions.show(from, from + length);
     }
-    if (!point.isTouch) actions.scrollBy(lastY - point.y);
-    lastY = point.y;
+    if (!point.isTouch) actions.scrollBy(last.y - point.y);
   });
 
   const end = (event: PointerEvent) => {
     if (!pointers.delete(event.pointerId)) return;
-    const point = pointOf(event);
     const isClick = !isDragging && event.type === "pointerup";
-    takeGrip();
-    if (pointers.size === 0) isDragging = false;
-    if (isClick) actions.select(actions.barAt(point));
+    isDragging &&= pointers.size > 0;
+    if (isClick) actions.select(actions.barAt(pointOf(event)));
   };
   canvas.addEventListener("pointerup", end);
   canvas.addEventListener("pointercancel", end);
   canvas.addEventListener("pointerleave", () => actions.hover(null));
-  canvas.addEventListener("dblclick", (event) => actions.open(actions.barAt(pointOf(event))));
 
   canvas.addEventListener(
     "wheel",
     (event) => {
+      const { deltaX, deltaY, ctrlKey } = event;
       const isPageScrolling = document.documentElement.scrollHeight > innerHeight + 1;
-      const isSideways = event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY);
-      if (isPageScrolling && !isSideways && !event.ctrlKey) return;
+      const isSideways = Math.abs(deltaX) > Math.abs(deltaY);
+      if (isPageScrolling && !isSideways && !ctrlKey) return;
       event.preventDefault();
-      if (isSideways) {
-        const px = event.shiftKey ? event.deltaY || event.deltaX : event.deltaX;
-        actions.pan(px / canvas.clientWidth);
-      } else {
-        const anchor = actions.follows() ? undefined : timeAt(pointOf(event).x, actions.now());
-        actions.zoom(Math.exp(clamp(event.deltaY, -100, 100) / 300), anchor);
-      }
+      if (isSideways) return actions.pan(deltaX / canvas.clientWidth);
+      const anchor = actions.follows() ? undefined : timeAt(pointOf(event).x);
+      actions.zoom(Math.exp(clamp(deltaY, -100, 100) / 300), anchor);
     },
     { passive: false },
   );
 }
 
 export function listenToKeys(scroller: HTMLElement, actions: TimelineActions): void {
-  const walk = (key: WalkKey) => () => actions.walk(key);
   const zoomIn = () => actions.zoom(1 / ZOOM_STEP);
   const zoomOut = () => actions.zoom(ZOOM_STEP);
   const keys: Record<string, () => void> = {
-    ArrowLeft: walk("ArrowLeft"),
-    ArrowRight: walk("ArrowRight"),
-    ArrowUp: walk("ArrowUp"),
-    ArrowDown: walk("ArrowDown"),
+    ArrowLeft: () => actions.walk("ArrowLeft"),
+    ArrowRight: () => actions.walk("ArrowRight"),
+    ArrowUp: () => actions.walk("ArrowUp"),
+    ArrowDown: () => actions.walk("ArrowDown"),
     "+": zoomIn,
-    "=": zoomIn,
-    w: zoomIn,
+    "=": zoomIn, // the same key without shift
     "-": zoomOut,
-    _: zoomOut,
-    s: zoomOut,
     a: () => actions.pan(-1 / 4),
     d: () => actions.pan(1 / 4),
     f: actions.toggleFollow,
     "0": actions.fit,
-    Home: actions.fit,
     Enter: actions.enter,
     Escape: () => actions.select(null),
   };

@@ -1,4 +1,4 @@
-/** Where everything stands in the timeline: lanes, bars, ticks, the window. Pure: tested without a browser. */
+/** Where everything stands in the timeline: lanes, bars, ticks. Pure: tested without a browser. */
 
 import { oneLine } from "../events.ts";
 import { HOUR_MS, MINUTE_MS, SECOND_MS, sessionName } from "../format.ts";
@@ -8,32 +8,16 @@ import {
   type SessionEntry,
   type SpanEntry,
   type SpanGroup,
+  byStart,
+  endOf,
   isFailedSpan,
-  isLive,
+  isShown,
   shownEnd,
   spansOf,
+  toolsOf,
 } from "../rows.ts";
 import { type TreeNode, treeOf } from "../tree.ts";
-
-const MIN_LENGTH_MS = 200;
-/** A month: more than any retention that is usual. */
-const MAX_LENGTH_MS = 31 * 24 * HOUR_MS;
-/** Of the window, kept free at the right of now, so that growing bars are seen to end there. */
-export const NOW_MARGIN = 0.03;
-
-/** Work without a pause as long as this belongs together, and is shown together. */
-const PAUSE_MS = 30 * SECOND_MS;
-/** Of all sessions, the work that is shown at first; someone always works. */
-const MAX_FITTED_MS = 15 * MINUTE_MS;
-/** Of a session's whole time, that its latest work must fill to be seen in it. */
-const MIN_SHARE = 1 / 8;
-/** As much of a long wait for the person is seen, of the work before it. */
-const WAIT_SHARE = 1 / 3;
-/** Lengths of a window that ends now: it grows in steps, so that bars don't shrink all the time. */
-const FITTED_MS = [
-  ...[0.5, 1, 2, 3, 5, 10, 15, 20, 30, 45].map((minutes) => minutes * MINUTE_MS),
-  ...[1, 1.5, 2, 3, 4, 6, 9, 12, 18, 24, 36, 72, 168].map((hours) => hours * HOUR_MS),
-];
+import { type Window, clamp } from "./window.ts";
 
 /** Of a lane, by itself and where calls at the same time stand below each other. */
 const ROW_PX = { session: 18, agent: 14, shared: 13 };
@@ -50,98 +34,23 @@ const MAX_SLOTS = 5;
 const HAIRLINE_SHARE = 1 / 200;
 /** A model that answers: a line behind the calls, as it is what happens between them. */
 const MODEL_PX = 4;
+const MARK_PX = 8;
 /** A shorter bar is drawn this long. */
 const MIN_BAR_PX = 2;
+/** Bars end here, beyond the canvas: it is slow with one of a million pixels. */
+const EDGE_PX = 8;
 /** How far from a bar a mouse may be; a finger's tip is wider. */
 const SLOP_PX = 4;
 const TOUCH_SLOP_PX = 12;
 
 /** Lengths between two lines of the axis. */
 const TICKS_MS = [
-  100,
-  200,
-  500,
+  ...[100, 200, 500],
   ...[1, 2, 5, 10, 15, 30].map((seconds) => seconds * SECOND_MS),
   ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * MINUTE_MS),
   ...[1, 2, 3, 6, 12, 24, 48, 168].map((hours) => hours * HOUR_MS),
 ];
 const MIN_TICK_PX = 88;
-
-// ─── The window ──────────────────────────────────────────────────────────────
-
-/** The time that is shown, in milliseconds. */
-export interface Window {
-  end: number;
-  length: number;
-}
-
-/** From and to, where they can be shown: not too short, not too long, at most half of it in the future. */
-export function windowOf(from: number, to: number, now: number): Window {
-  const length = clamp(to - from, MIN_LENGTH_MS, MAX_LENGTH_MS);
-  return { length, end: Math.min((from + to) / 2 + length / 2, now + length / 2) };
-}
-
-/** @param anchor the time that stays where it is */
-export function zoomed(
-  { end, length }: Window,
-  factor: number,
-  anchor: number,
-  now: number,
-): Window {
-  const next = clamp(length * factor, MIN_LENGTH_MS, MAX_LENGTH_MS);
-  const from = anchor - ((anchor - end + length) / length) * next;
-  return windowOf(from, from + next, now);
-}
-
-/**
- * The window around what goes on, or went on last: all work up to the latest pause. Waiting for the
- * person is a pause, of which some is seen. Of a session's page it is the whole session, where its latest
- * work is seen in it.
- *
- * @returns null: there are no sessions
- */
-export function fitted(rows: Rows, now: number): { window: Window; follows: boolean } | null {
-  const isOverview = rows.family.size === 0;
-  const sessions = [...rows.sessions.values()].filter(({ row }) => isShown(rows, row.id));
-  if (sessions.length === 0) return null;
-  const work = sessions.flatMap((session) => workOf(rows, session, now));
-  work.sort((a, b) => b.end - a.end);
-  const last = work[0]?.end ?? Math.max(...sessions.map(({ lastEventAt }) => lastEventAt));
-  let [from, to] = [last, last];
-  for (const { start, end } of work) {
-    if (end < from - PAUSE_MS) break;
-    from = Math.min(from, start);
-  }
-  const follows = sessions.some(isLive) && now - last <= Math.max(PAUSE_MS, 3 * (last - from));
-  if (!isOverview) {
-    const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), from);
-    const end = Math.max(...sessions.map((entry) => endOf(entry, now)));
-    if (to - from >= (end - first) * MIN_SHARE) [from, to] = [first, end];
-  } else from = Math.max(from, last - MAX_FITTED_MS);
-  if (!follows) {
-    const pad = Math.max((to - from) * NOW_MARGIN, SECOND_MS);
-    const isWaiting = sessions.some(({ row }) => row.waiting_since !== null);
-    const after = isWaiting ? Math.max(pad, (to - from) * WAIT_SHARE) : pad;
-    return { window: windowOf(from - pad, to + after, now), follows };
-  }
-  const needed = (now - from) / (1 - 2 * NOW_MARGIN);
-  const wanted = isOverview ? Math.min(needed, MAX_FITTED_MS) : needed;
-  const length = FITTED_MS.find((candidate) => candidate >= wanted) ?? MAX_LENGTH_MS;
-  return { window: { length, end: now + length * NOW_MARGIN }, follows };
-}
-
-/** Of a session's page only what belongs to it. */
-const isShown = ({ family }: Rows, id: string) => family.size === 0 || family.has(id);
-
-/** When something was done: while it waits for the person, nothing is. */
-function workOf(rows: Rows, { row }: SessionEntry, now: number): { start: number; end: number }[] {
-  const { tool, model, agent } = spansOf(rows, row.id);
-  const until = row.waiting_since === null ? now : Date.parse(row.waiting_since);
-  return [...tool, ...model, ...agent].map((span) => ({
-    start: span.start,
-    end: shownEnd(span, until),
-  }));
-}
 
 /** The window on the screen. */
 export interface View extends Window {
@@ -158,9 +67,6 @@ export interface View extends Window {
 export const toX = ({ end, length, width }: View, ms: number): number =>
   ((ms - end + length) / length) * width;
 
-export const toMs = ({ end, length, width }: View, x: number): number =>
-  end - length + (x / width) * length;
-
 /** The lines of the axis. @param offset of the viewer's zone in milliseconds: days and hours are theirs, not UTC's */
 export function ticksOf(
   { end, length, width }: View,
@@ -176,8 +82,8 @@ export function ticksOf(
 
 // ─── Lanes ───────────────────────────────────────────────────────────────────
 
-/** A row of the timeline: a session, or a subagent of it, with what is drawn there. */
-interface LaneHead {
+/** A row of the timeline: a session, or a subagent of it, with what is drawn there, and where it stands. */
+export interface Lane {
   key: string;
   session: SessionEntry;
   kind: "session" | "agent";
@@ -187,11 +93,9 @@ interface LaneHead {
   badge: string | null;
   /** Its agents are those that work here: several where they follow each other. */
   spans: Readonly<SpanGroup>;
-}
-
-/** With its calls in the window, each with its row; and where it stands, in pixels below the top of the first. */
-export interface Lane extends LaneHead {
+  /** Those in the window, each with its row. */
   calls: { span: SpanEntry; slot: number }[];
+  /** In pixels below the top of the first lane. */
   top: number;
   height: number;
   /** Of the rows of its calls together, and of each. */
@@ -200,42 +104,42 @@ export interface Lane extends LaneHead {
   rowHeight: number;
 }
 
+type LaneHead = Pick<Lane, "key" | "session" | "kind" | "depth" | "label" | "badge" | "spans">;
+
 /**
  * The lanes with something in the window. What goes on stands above what has ended, what started
  * later above what started earlier: new events don't disturb that order.
  */
 export function lanesOf(rows: Rows, view: View): Lane[] {
-  const { now, end, length } = view;
   const { order, nodes } = treeOf(rows);
-  const isInWindow = (from: number, to: number) => from <= end && to >= end - length;
+  const isInWindow = (from: number, to: number) => from <= view.end && to >= view.end - view.length;
   const shown = new Set<TreeNode>();
+  /** Of the sessions that are their work; the others have lanes below the session that sent them out. */
   const agentsOf = new Map<TreeNode, SpanEntry[]>();
-  const slotsOf = new Map<TreeNode, SpanEntry[][]>();
+  const othersOf = new Map<TreeNode, SpanEntry[]>();
   for (const node of order.toReversed()) {
-    const { row, startedAt } = node.entry;
-    const slots: SpanEntry[][] = [];
-    for (const span of spansOf(rows, row.id).agent) {
+    const { entry, parent } = node;
+    for (const span of spansOf(rows, entry.row.id).agent) {
       const child = nodes.get(span.row.child_session_id ?? "");
-      if (child?.parent === node) agentsOf.set(child, [...(agentsOf.get(child) ?? []), span]);
-      else if (isInWindow(span.start, shownEnd(span, now))) packSpan(slots, span, now);
+      const [agents, of] = child?.parent === node ? [agentsOf, child] : [othersOf, node];
+      if (agents === agentsOf || isInWindow(span.start, shownEnd(span, view.now)))
+        agents.set(of, [...(agents.get(of) ?? []), span]);
     }
-    if (!isShown(rows, row.id)) continue;
-    slotsOf.set(node, slots);
-    if (slots.length > 0 || isInWindow(startedAt, endOf(node.entry, now))) shown.add(node);
-    if (shown.has(node) && node.parent !== null) shown.add(node.parent);
-  }
-  const heads: LaneHead[] = [];
-  for (const node of order) {
-    const slots = slotsOf.get(node);
-    if (slots === undefined || !shown.has(node)) continue;
-    heads.push(sessionLane(rows, node, agentsOf.get(node) ?? []), ...agentLanes(node, slots));
+    if (isInWindow(entry.startedAt, endOf(entry, view.now)) || othersOf.has(node)) shown.add(node);
+    if (shown.has(node) && parent !== null) shown.add(parent);
   }
   let top = 0;
-  return heads.map((head) => {
-    const lane = placeLane(head, top, view);
-    top += lane.height;
-    return lane;
-  });
+  return order
+    .filter((node) => shown.has(node) && isShown(rows, node.entry.row.id))
+    .flatMap((node) => [
+      sessionLane(rows, node, agentsOf.get(node) ?? []),
+      ...agentLanes(node, othersOf.get(node) ?? [], view.now),
+    ])
+    .map((head) => {
+      const lane = placeLane(head, top, view);
+      top += lane.height;
+      return lane;
+    });
 }
 
 function placeLane(head: LaneHead, top: number, view: View): Lane {
@@ -246,24 +150,7 @@ function placeLane(head: LaneHead, top: number, view: View): Lane {
   const label = view.isNarrow ? LABEL_PX : 0;
   const height = rowsHeight + 2 * LANE_PAD_PX + label;
   const rowsTop = top + LANE_PAD_PX + label;
-  return Object.assign(head, { calls, top, height, rowsTop, rowsHeight, rowHeight });
-}
-
-/** Where the lane of a session ends. */
-function endOf(entry: SessionEntry, now: number): number {
-  const { is_lost, stale_at } = entry.row;
-  const to = isLive(entry) ? now : is_lost ? Date.parse(stale_at ?? "") : 0;
-  return Math.max(to || 0, entry.lastEventAt);
-}
-
-/** Agents of one type that follow each other share a lane; those that overlap don't. */
-function packSpan(slots: SpanEntry[][], span: SpanEntry, now: number): void {
-  const slot = slots.find((spans) => {
-    const last = spans.at(-1);
-    return last?.row.name === span.row.name && shownEnd(last, now) <= span.start;
-  });
-  if (slot === undefined) slots.push([span]);
-  else slot.push(span);
+  return { ...head, calls, top, height, rowsTop, rowsHeight, rowHeight };
 }
 
 /** A call has the first row that is free when it begins. */
@@ -284,20 +171,16 @@ function packCalls(tools: readonly SpanEntry[], view: View) {
   return { calls, rowCount: Math.max(1, takenTo.length) };
 }
 
-function sessionLane(rows: Rows, { entry, depth }: TreeNode, agents: SpanEntry[]): LaneHead {
-  const spans = spansOf(rows, entry.row.id);
-  const agentCalls = new Set(spans.agent.map(({ row }) => row.call_id));
-  agentCalls.delete(null);
-  // The call that spawned an agent has the agent's lane.
-  const isShown = ({ row }: SpanEntry) => !agentCalls.has(row.call_id);
-  const tool = agentCalls.size === 0 ? spans.tool : spans.tool.filter(isShown);
+function sessionLane(rows: Rows, { entry, depth }: TreeNode, agent: SpanEntry[]): LaneHead {
+  const { id } = entry.row;
+  const spans = spansOf(rows, id);
   return {
-    key: entry.row.id,
+    key: id,
     session: entry,
-    kind: agents.length === 0 ? "session" : "agent",
+    kind: agent.length === 0 ? "session" : "agent",
     depth,
-    ...namesOf(agents, sessionName(entry.row)),
-    spans: { ...spans, tool, agent: agents, model: answered(spans) },
+    ...namesOf(agent, sessionName(entry.row)),
+    spans: { ...spans, tool: toolsOf(rows, id), agent, model: answered(spans) },
   };
 }
 
@@ -320,7 +203,16 @@ function answered({ model, tool }: Readonly<SpanGroup>): SpanEntry[] {
   });
 }
 
-function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): LaneHead[] {
+/** Of agents without a session of their own. Those of one type that follow each other share a lane. */
+function agentLanes({ entry, depth }: TreeNode, agents: SpanEntry[], now: number): LaneHead[] {
+  const slots: SpanEntry[][] = [];
+  for (const span of agents) {
+    const free = slots.find((slot) =>
+      slot.every(({ row, end }) => row.name === span.row.name && (end ?? now) <= span.start),
+    );
+    if (free === undefined) slots.push([span]);
+    else free.push(span);
+  }
   const runs = ({ spans }: LaneHead) => Number(spans.agent.some(({ end }) => end === null));
   const startOf = ({ spans }: LaneHead) => spans.agent.at(-1)?.start ?? 0;
   return slots
@@ -337,101 +229,90 @@ function agentLanes({ entry, depth }: TreeNode, slots: SpanEntry[][]): LaneHead[
 
 // ─── Bars ────────────────────────────────────────────────────────────────────
 
-/** A span on the screen, in pixels of the canvas. */
-export interface Bar {
-  span: SpanEntry;
-  lane: Lane;
+/** In pixels of the canvas. */
+export interface Box {
   x: number;
   y: number;
   width: number;
   height: number;
+}
+
+/** A span on the screen. */
+export interface Bar extends Box {
+  span: SpanEntry;
+  lane: Lane;
   /** Of a call, at its beginning: waiting of which no bar tells. */
   waitedPx?: number;
   /** How far from its left all waiting is over, and its name has room. */
   freePx?: number;
 }
 
+/** From there to there, as far as it is seen. */
+function stretchOf(view: View, from: number, to: number) {
+  const edgeX = (ms: number) => clamp(toX(view, ms), -EDGE_PX, view.width + EDGE_PX);
+  return { x: edgeX(from), width: edgeX(to) - edgeX(from) };
+}
+
 /** The ground of a session's lane, under its bars; null: the lane is an agent's within its parent's session. */
-export function groundOf(lane: Lane, view: View): Omit<Bar, "span"> | null {
-  const { session, rowsTop, rowsHeight } = lane;
-  if (lane.key !== session.row.id) return null;
-  const x = toX(view, session.startedAt);
-  const width = toX(view, endOf(session, view.now)) - x;
-  return { lane, x, y: rowsTop - view.scrollTop - 2, width, height: rowsHeight + 4 };
-}
-
-/** The bars of a lane in the order in which they are drawn. */
-export function barsOf(lane: Lane, view: View): Bar[] {
-  const { rowsTop, rowsHeight: height, rowHeight } = lane;
-  const y = rowsTop - view.scrollTop;
-  const wide = { lane, y: y - 2, height: height + 4 };
-  const thin = { lane, y: y + (rowHeight - MODEL_PX) / 2, height: MODEL_PX };
-  const [bars, calls]: [Bar[], Bar[]] = [[], []];
-  const waits = Map.groupBy(lane.spans.wait, ({ row }) => row.call_id);
-  placeCalls(calls, waits, lane, y, view);
-  placeSpans(bars, lane.spans.agent, wide, view);
-  placeSpans(bars, [...waits.values()].flat(), wide, view);
-  placeSpans(bars, lane.spans.model, thin, view);
-  bars.push(...calls);
-  for (const span of lane.spans.mark) {
-    const x = toX(view, span.start);
-    if (x >= -8 && x <= view.width + 8) bars.push({ span, lane, x: x - 4, y, width: 8, height });
-  }
-  return bars;
-}
-
-const isKept = (span: SpanEntry, { keptId }: View) => isFailedSpan(span) || span.row.id === keptId;
-
-/** What is shorter than a pixel and adds none to what is drawn is left out, unless it is to be found. */
-function placeSpans(
-  bars: Bar[],
-  spans: readonly SpanEntry[],
-  place: Omit<Bar, "span" | "x" | "width">,
-  view: View,
-): void {
-  let takenTo = -Infinity;
-  for (const span of spans) {
-    const x = toX(view, span.start);
-    const x2 = toX(view, shownEnd(span, view.now));
-    if (x2 < 0 || x > view.width) continue;
-    if (x2 - x < 1 && x2 < takenTo + 1 && !isKept(span, view)) continue;
-    takenTo = Math.max(takenTo, x2, x + MIN_BAR_PX);
-    bars.push({ span, ...place, x, width: Math.max(MIN_BAR_PX, x2 - x) });
-  }
+export function groundOf({ key, session, rowsTop, rowsHeight }: Lane, view: View): Box | null {
+  if (key !== session.row.id) return null;
+  const stretch = stretchOf(view, session.startedAt, endOf(session, view.now));
+  return { ...stretch, y: rowsTop - view.scrollTop - 2, height: rowsHeight + 4 };
 }
 
 /**
- * The calls of a lane, each in its row. What adds less than a pixel to what is drawn is left out,
- * unless it is to be found. What a call waits for the person is drawn in its bar.
- *
- * @param waits by call_id; those of calls that are drawn are taken out
+ * The bars of a lane in the order in which they are drawn. What is shorter than a pixel and adds none to
+ * what is drawn is left out, unless it is to be found. What a call waits for is drawn in its bar.
  */
-function placeCalls(
-  bars: Bar[],
-  waits: Map<string | null, SpanEntry[]>,
-  lane: Lane,
-  y: number,
-  view: View,
-): void {
-  const height = lane.rowHeight;
-  const takenTo: number[] = [];
-  for (const { span, slot } of lane.calls) {
-    const x = toX(view, span.start);
-    const width = Math.max(MIN_BAR_PX, toX(view, shownEnd(span, view.now)) - x);
-    if (x + width < (takenTo[slot] ?? -Infinity) + 1 && !isKept(span, view)) continue;
-    takenTo[slot] = x + width;
-    // A gap of one pixel, where there is room, keeps calls apart that follow at once.
-    const shown = width > 4 && span.end !== null ? width - 1 : width;
-    const place = { lane, y: y + slot * (height + SLOT_GAP_PX), height };
-    const { call_id, waited_ms } = span.row;
-    const asked = call_id === null ? undefined : waits.get(call_id);
-    const waitedPx = asked ? 0 : Math.min(shown, ((waited_ms ?? 0) / view.length) * view.width);
-    const ends = asked?.map((wait) => toX(view, shownEnd(wait, view.now)) - x) ?? [];
-    const freePx = Math.max(waitedPx, ...ends);
-    bars.push({ span, ...place, x, width: shown, waitedPx, freePx });
-    placeSpans(bars, asked ?? [], place, view);
-    if (asked !== undefined) waits.delete(call_id);
+export function barsOf(lane: Lane, view: View): Bar[] {
+  const { spans, rowsHeight: height, rowHeight } = lane;
+  const y = lane.rowsTop - view.scrollTop;
+  /** Up to where there are bars already, by how far from above. */
+  const takenTo = new Map<number, number>();
+
+  function seenOf(y: number, height: number, all: readonly SpanEntry[] = []): Bar[] {
+    return all.flatMap((span) => {
+      const to = shownEnd(span, view.now);
+      if (to < view.end - view.length || span.start > view.end) return [];
+      const { x, width } = stretchOf(view, span.start, to);
+      return [{ span, lane, x, y, width: Math.max(MIN_BAR_PX, width), height }];
+    });
   }
+
+  function place(y: number, height: number, all: readonly SpanEntry[]): Bar[] {
+    return seenOf(y, height, all).filter(({ span, x, width }) => {
+      const taken = takenTo.get(y) ?? -Infinity;
+      const isKept = isFailedSpan(span) || span.row.id === view.keptId;
+      if (width === MIN_BAR_PX && x + width < taken + 1 && !isKept) return false;
+      takenTo.set(y, Math.max(taken, x + width));
+      return true;
+    });
+  }
+
+  const calls = new Set(lane.calls.flatMap(({ span }) => span.row.call_id ?? []));
+  const isOfCall = ({ row }: SpanEntry) => calls.has(row.call_id ?? "");
+  const waits = Map.groupBy(spans.wait.filter(isOfCall), ({ row }) => row.call_id);
+
+  function placeCall({ span, slot }: Lane["calls"][number]): Bar[] {
+    const [bar] = place(y + slot * (rowHeight + SLOT_GAP_PX), rowHeight, [span]);
+    if (bar === undefined) return [];
+    const { x } = bar;
+    // A gap of one pixel, where there is room, keeps calls apart that follow at once.
+    const width = bar.width > 4 && span.end !== null ? bar.width - 1 : bar.width;
+    const asked = seenOf(bar.y, rowHeight, waits.get(span.row.call_id));
+    const untold = asked.length > 0 ? 0 : (span.row.waited_ms ?? 0);
+    const waitedPx = clamp(toX(view, span.start + untold) - x, 0, width);
+    const freePx = Math.max(waitedPx, ...asked.map((wait) => wait.x + wait.width - x));
+    return [{ ...bar, width, waitedPx, freePx }, ...asked];
+  }
+
+  const agentsAndWaits = [...spans.agent, ...spans.wait.filter((span) => !isOfCall(span))];
+  return [
+    ...place(y - 2, height + 4, agentsAndWaits),
+    ...place(y + (rowHeight - MODEL_PX) / 2, MODEL_PX, spans.model),
+    ...lane.calls.flatMap(placeCall),
+    ...place(y + (height - MARK_PX) / 2, MARK_PX, spans.mark),
+  ];
 }
 
 /** The bar under the pointer, or the nearest to it; null: none. */
@@ -456,16 +337,11 @@ export function barAt(bars: readonly Bar[], x: number, y: number, isTouch = fals
 export type WalkKey = "ArrowLeft" | "ArrowRight" | "ArrowUp" | "ArrowDown";
 
 /** All that is drawn in a lane, by start. */
-function spansIn(lane: Lane): SpanEntry[] {
-  return Object.values(lane.spans)
-    .flat()
-    .sort((a, b) => a.start - b.start || a.row.id - b.row.id);
-}
+const spansIn = ({ spans }: Lane) => Object.values(spans).flat().sort(byStart);
 
 /** Where a span is drawn; undefined: nowhere. */
-export function laneOf(lanes: readonly Lane[], id: number): Lane | undefined {
-  return lanes.find((lane) => spansIn(lane).some(({ row }) => row.id === id));
-}
+export const laneOf = (lanes: readonly Lane[], id: number): Lane | undefined =>
+  lanes.find((lane) => spansIn(lane).some(({ row }) => row.id === id));
 
 /** The span that an arrow key leads to: left and right in the lane, up and down to the nearest in time. */
 export function walk(
@@ -484,8 +360,4 @@ export function walk(
   const from = spans[position]?.start ?? 0;
   const distance = ({ start }: SpanEntry) => Math.abs(start - from);
   return stops[key === "ArrowUp" ? at - 1 : at + 1]?.sort((a, b) => distance(a) - distance(b))[0];
-}
-
-export function clamp(value: number, min: number, max: number): number {
-  return Math.min(max, Math.max(min, value));
 }

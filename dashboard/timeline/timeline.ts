@@ -9,15 +9,15 @@ import { MINUTE_MS, SECOND_MS, formatMoment } from "../format.ts";
 import { type Rows, type SpanEntry, isLive, shownEnd } from "../rows.ts";
 import { AXIS_PX, drawTimeline } from "./draw.ts";
 import { type Point, type TimelineActions, listenToKeys, listenToPointer } from "./input.ts";
-import { type Bar, type Lane, type View, barAt, clamp, laneOf, lanesOf, walk } from "./layout.ts";
-import { createWindow } from "./window.ts";
+import { type Bar, type Lane, barAt, laneOf, lanesOf, walk } from "./layout.ts";
+import { clamp, createWindow } from "./window.ts";
 import { createWords } from "./words.ts";
 
 /** Where the lanes need so little of their part of the page, it shrinks; never while the person moves them. */
 const SHRINK_SHARE = 0.7;
+/** What moves by itself is drawn this often. */
+const MOVE_MS = 100;
 const READOUT_GAP_PX = 12;
-/** With less below the pointer, the readout is above it. */
-const READOUT_ROOM_PX = 240;
 
 export interface TimelineOptions {
   rows: () => Rows;
@@ -66,10 +66,6 @@ export function createTimeline(options: TimelineOptions) {
   let lanesHeight = 0;
   /** As of the last event: reading it from the elements would ask for a layout. */
   const screen = { width: 0, height: 0, scrollTop: 0, isNarrow: false };
-  const viewAt = (at: number): View => {
-    const keptId = cursorId ?? selectedId;
-    return { ...window.now(), ...screen, now: at, keptId };
-  };
 
   function openSpan({ row }: SpanEntry): void {
     const child = row.child_session_id;
@@ -98,17 +94,10 @@ export function createTimeline(options: TimelineOptions) {
     tell(span);
     const { end, length } = window.now();
     const [from, to] = [span.start, shownEnd(span, now())];
-    const isInside = from >= end - length && to <= end;
-    const isToMove = to < end - length || from > end || (to - from < length && !isInside);
-    if (isToMove) {
-      const middle = (from + to) / 2;
-      window.show(middle - length / 2, middle + length / 2);
-    }
-    const lane = laneOf(lanes, span.row.id);
-    // Its lane may be there only in the window that comes.
-    if (lane !== undefined || !isToMove) soughtId = null;
-    if (lane === undefined) return;
-    const { top, height } = lane;
+    const isSeen = from >= end - length ? to <= end : to >= end;
+    soughtId = isSeen ? null : span.row.id; // its lane may be there only in the next window
+    if (!isSeen) return window.show((from + to - length) / 2, (from + to + length) / 2);
+    const { top, height } = laneOf(lanes, span.row.id) ?? { top: scroller.scrollTop, height: 0 };
     scroller.scrollTop = clamp(scroller.scrollTop, top + height - screen.height, top);
   }
 
@@ -130,26 +119,19 @@ export function createTimeline(options: TimelineOptions) {
       if (point !== null) [isTold, isTouch] = [false, point.isTouch];
       requestDraw();
     },
-    open: (bar) => bar !== null && openSpan(bar.span),
     enter() {
-      const id = cursorId ?? selectedId;
-      const span = id === null ? undefined : rows().spans.get(id);
-      if (span === undefined) return;
-      if (id === selectedId) openSpan(span);
-      else select(span);
+      const span = rows().spans.get(cursorId ?? selectedId ?? 0);
+      if (span?.row.id === selectedId) openSpan(span);
+      else if (span !== undefined) select(span);
     },
     scrollBy: (px) => scroller.scrollBy(0, px),
   };
   listenToPointer(canvas, actions);
   listenToKeys(scroller, actions);
-  scroller.addEventListener(
-    "scroll",
-    () => {
-      screen.scrollTop = scroller.scrollTop;
-      requestDraw();
-    },
-    { passive: true },
-  );
+  scroller.addEventListener("scroll", () => {
+    screen.scrollTop = scroller.scrollTop;
+    requestDraw();
+  });
   new ResizeObserver(() => {
     const width = canvasBox.clientWidth;
     const height = Math.max(0, scroller.clientHeight - AXIS_PX);
@@ -162,40 +144,35 @@ export function createTimeline(options: TimelineOptions) {
   }).observe(scroller);
 
   function draw(): void {
-    const { width, height } = screen;
-    if (width === 0 || height === 0) return;
+    if (screen.width === 0 || screen.height === 0) return;
     const at = now();
-    const { end, length } = window.at(at);
-    const from = end - length;
+    const view = { ...window.at(at), ...screen, now: at, keptId: cursorId ?? selectedId };
     const { coveredFrom, spans } = rows();
-    const view = viewAt(at);
     lanes = lanesOf(rows(), view);
     const last = lanes.at(-1);
     const needed = last === undefined ? 0 : last.top + last.height;
     const isSmall = window.fits() && needed < lanesHeight * SHRINK_SHARE;
     if (isSmall || needed > lanesHeight) lanesHeight = needed;
-    const wanted = `${lanesHeight}px`;
-    if (body.style.height !== wanted) body.style.height = wanted;
+    body.style.height = `${lanesHeight}px`;
     emptyNote.hidden = lanes.length > 0;
 
     const hovered = pointer && actions.barAt(pointer);
     const hoveredId = hovered?.span.row.id ?? cursorId;
-    const pointerX = pointer === null || pointer.isTouch ? null : pointer.x;
-    const scene = { view, lanes, coveredFrom, selectedId, hoveredId, pointerX };
-    drawn = drawTimeline(context, axisContext, color, scene);
-    const selected = isTold ? drawn.find(({ span }) => span.row.id === view.keptId) : undefined;
-    const told = pointer === null ? selected : hovered;
+    drawn = drawTimeline(context, axisContext, color, { view, lanes, selectedId, hoveredId });
+    const kept = isTold ? drawn.find(({ span }) => span.row.id === view.keptId) : undefined;
+    const told = pointer === null ? kept : hovered;
     readout.hidden = !told;
     if (told) {
       placeReadout(told); // first: it reads the layout, which writing changes
       words.writeReadout(rows(), told.span, at);
     }
     words.writeLabels(lanes, view);
-    const missing = coveredFrom > from ? formatMoment(coveredFrom, at) : null;
-    words.writeNote(lanes, writeButtons() ? null : length, missing);
+    const isMissing = coveredFrom > view.end - view.length;
+    const missing = isMissing ? formatMoment(coveredFrom, at) : null;
+    words.writeNote(lanes, writeButtons() ? null : view.length, missing);
     words.writeText(rows(), drawn, at);
-    if (coveredFrom > from) wantsOlder();
-    const sought = soughtId === null ? undefined : spans.get(soughtId);
+    if (isMissing) wantsOlder();
+    const sought = spans.get(soughtId ?? 0);
     if (sought !== undefined) bring(sought);
   }
 
@@ -203,13 +180,14 @@ export function createTimeline(options: TimelineOptions) {
   function placeReadout({ x, y, width, height }: Bar): void {
     const box = canvas.getBoundingClientRect();
     const { left, top } = panel.getBoundingClientRect();
-    const at = pointer?.x ?? clamp(x + Math.min(width / 2, 40), 0, screen.width);
+    const at = box.left + (pointer?.x ?? clamp(x + Math.min(width / 2, 40), 0, screen.width));
     const above = box.top + (pointer?.y ?? y) - READOUT_GAP_PX;
     const below = box.top + (pointer?.y ?? y + height) + READOUT_GAP_PX;
     const room = innerHeight - below;
-    // A finger hides what is below it.
-    const isAbove = isTouch ? above > room / 4 : room < READOUT_ROOM_PX && above > room;
-    readout.style.cssText = `--x: ${box.left + at - left}px; --y: ${(isAbove ? above : below) - top}px; --up: ${isAbove ? "100%" : "0%"}; max-height: ${(isAbove ? above : room) - 8}px`;
+    // Where there is more room; a finger hides what is below it.
+    const isAbove = above > (isTouch ? room / 4 : room);
+    const [edge, up] = isAbove ? [above, "100%"] : [below, "0%"];
+    readout.style.cssText = `--x: ${at - left}px; --y: ${edge - top}px; --up: ${up}; max-height: ${(isAbove ? above : room) - 8}px`;
   }
 
   return {
@@ -232,7 +210,7 @@ export function createTimeline(options: TimelineOptions) {
         window.follows() ||
         lanes.some(({ session }) => session.lastEventAt <= end && isLive(session));
       if (!moves || screen.width === 0) return null;
-      return clamp(length / screen.width, reducedMotion.matches ? SECOND_MS : 33, SECOND_MS);
+      return clamp(length / screen.width, reducedMotion.matches ? SECOND_MS : MOVE_MS, SECOND_MS);
     },
   };
 }
@@ -241,9 +219,7 @@ export function createTimeline(options: TimelineOptions) {
 function listenToButtons(window: ReturnType<typeof createWindow>): () => boolean {
   const follow = byId("follow", HTMLButtonElement);
   const fit = byId("zoom-fit", HTMLButtonElement);
-  const ranges = [
-    ...byId("timeline-ranges", HTMLDivElement).querySelectorAll<HTMLButtonElement>("button"),
-  ];
+  const ranges = [...byId("timeline-ranges", HTMLDivElement).querySelectorAll("button")];
   const lengthOf = (button: HTMLButtonElement) => Number(button.dataset.minutes) * MINUTE_MS;
   const isShown = (button: HTMLButtonElement) =>
     Math.abs(lengthOf(button) - window.now().length) < SECOND_MS;
@@ -253,9 +229,9 @@ function listenToButtons(window: ReturnType<typeof createWindow>): () => boolean
     button.addEventListener("click", window.fit);
   follow.addEventListener("click", window.toggleFollow);
   return () => {
-    for (const button of ranges) setAttribute(button, "aria-pressed", String(isShown(button)));
-    setAttribute(follow, "aria-pressed", String(window.follows()));
-    setAttribute(fit, "aria-pressed", String(window.fits()));
+    for (const button of ranges) setAttribute(button, "aria-pressed", isShown(button));
+    setAttribute(follow, "aria-pressed", window.follows());
+    setAttribute(fit, "aria-pressed", window.fits());
     return ranges.some(isShown);
   };
 }

@@ -1,17 +1,92 @@
-/** The time that the timeline shows, and how it moves: by itself, with now, or by hand. */
+/** The time that the timeline shows: around what goes on, moving with now, or where the person has put it. */
 
-import { MINUTE_MS, SECOND_MS } from "../format.ts";
-import type { Rows } from "../rows.ts";
-import { type Window, NOW_MARGIN, fitted, windowOf, zoomed } from "./layout.ts";
+import { HOUR_MS, MINUTE_MS, SECOND_MS } from "../format.ts";
+import { type Rows, isLive, isShown, shownEnd, spansOf, endOf } from "../rows.ts";
 
-const DEFAULT_LENGTH_MS = 15 * MINUTE_MS;
+const MIN_LENGTH_MS = 200;
+/** A month: more than any retention that is usual. */
+const MAX_LENGTH_MS = 31 * 24 * HOUR_MS;
+/** Of the window, kept free at the right of now, so that growing bars are seen to end there. */
+export const NOW_MARGIN = 0.03;
+
+/** Work without a pause as long as this belongs together, and is shown together. */
+const PAUSE_MS = 30 * SECOND_MS;
+/** Of all sessions, the work that is shown at first; someone always works. */
+const MAX_FITTED_MS = 15 * MINUTE_MS;
+/** Of a session's whole time, that its latest work must fill to be seen in it. */
+const MIN_SHARE = 1 / 8;
+/** As much of a long wait for the person is seen, of the work before it. */
+const WAIT_SHARE = 1 / 3;
+/** Lengths of a window that ends now: it grows in steps, so that bars don't shrink all the time. */
+const FITTED_MS = [
+  ...[0.5, 1, 2, 3, 5, 10, 15, 20, 30, 45].map((minutes) => minutes * MINUTE_MS),
+  ...[1, 1.5, 2, 3, 4, 6, 9, 12, 18, 24, 36, 72, 168].map((hours) => hours * HOUR_MS),
+];
 /** How often a window that fits looks whether it still does. */
 const REFIT_MS = SECOND_MS;
-/** It grows at once, and shrinks where so little of it is needed. */
-const SHRINK_SHARE = 1 / 4;
+
+/** The time that is shown, in milliseconds. */
+export interface Window {
+  end: number;
+  length: number;
+}
+
+export const clamp = (value: number, min: number, max: number): number =>
+  Math.min(max, Math.max(min, value));
+
+/** From and to, where they can be shown: not too short, not too long, at most half of it in the future. */
+export function windowOf(from: number, to: number, now: number): Window {
+  const length = clamp(to - from, MIN_LENGTH_MS, MAX_LENGTH_MS);
+  return { length, end: Math.min((from + to) / 2 + length / 2, now + length / 2) };
+}
+
+/**
+ * The window around what goes on, or went on last: all work up to the latest pause. Waiting for the
+ * person is a pause, of which some is seen. Of a session's page it is the whole session, where its latest
+ * work is seen in it.
+ *
+ * @returns null: there are no sessions
+ */
+export function fitted(rows: Rows, now: number): { window: Window; follows: boolean } | null {
+  const isOverview = rows.family.size === 0;
+  const sessions = [...rows.sessions.values()].filter(({ row }) => isShown(rows, row.id));
+  if (sessions.length === 0) return null;
+  // While it waits for the person, nothing is done.
+  const work = sessions.flatMap(({ row: { id, waiting_since } }) => {
+    const { tool, model, agent } = spansOf(rows, id);
+    const until = waiting_since === null ? now : Date.parse(waiting_since);
+    return [...tool, ...model, ...agent].map(
+      (span) => [span.start, shownEnd(span, until)] as const,
+    );
+  });
+  work.sort(([, a], [, b]) => b - a);
+  const last = work[0]?.[1] ?? Math.max(...sessions.map(({ lastEventAt }) => lastEventAt));
+  let [from, to] = [last, last];
+  for (const [start, end] of work) {
+    if (end < from - PAUSE_MS) break;
+    from = Math.min(from, start);
+  }
+  const follows = sessions.some(isLive) && now - last <= Math.max(PAUSE_MS, 3 * (last - from));
+  if (isOverview) from = Math.max(from, last - MAX_FITTED_MS);
+  else {
+    const first = sessions.reduce((at, { startedAt }) => Math.min(at, startedAt), from);
+    const end = Math.max(...sessions.map((entry) => endOf(entry, now)));
+    if (to - from >= (end - first) * MIN_SHARE) [from, to] = [first, end];
+  }
+  if (!follows) {
+    const pad = Math.max((to - from) * NOW_MARGIN, SECOND_MS);
+    const isWaiting = sessions.some(({ row }) => row.waiting_since !== null);
+    const after = isWaiting ? Math.max(pad, (to - from) * WAIT_SHARE) : pad;
+    return { window: windowOf(from - pad, to + after, now), follows };
+  }
+  const needed = (now - from) / (1 - 2 * NOW_MARGIN);
+  const wanted = isOverview ? Math.min(needed, MAX_FITTED_MS) : needed;
+  const length = FITTED_MS.find((candidate) => candidate >= wanted) ?? MAX_LENGTH_MS;
+  return { window: { length, end: now + length * NOW_MARGIN }, follows };
+}
 
 export function createWindow(rows: () => Rows, now: () => number, changed: () => void) {
-  let shown: Window = { length: DEFAULT_LENGTH_MS, end: now() + DEFAULT_LENGTH_MS * NOW_MARGIN };
+  let shown: Window = { length: MAX_FITTED_MS, end: now() + MAX_FITTED_MS * NOW_MARGIN };
   let follows = true;
   /** Around what goes on, until the person moves it. */
   let fits = true;
@@ -29,26 +104,18 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
     set(windowOf(from, to, now()));
   }
 
-  function fit(): void {
-    fits = true;
-    fittedAt = -Infinity;
-    changed();
-  }
-
   function refit(at: number): void {
-    const next = fitted(rows(), at);
-    const isFirst = fittedAt === -Infinity;
     fittedAt = at;
-    if (next === null) return;
-    const { length } = next.window;
-    const isCalm = length <= shown.length && length > shown.length * SHRINK_SHARE;
-    if (isFirst || !next.follows || !follows || !isCalm) shown = next.window;
-    ({ follows } = next);
+    ({ window: shown, follows } = fitted(rows(), at) ?? { window: shown, follows });
   }
 
   return {
     show,
-    fit,
+    fit(): void {
+      fits = true;
+      fittedAt = -Infinity;
+      changed();
+    },
     /** As it is; where it moves by itself, as it is at `at`. */
     at(at: number): Window {
       if (fits && at - fittedAt >= REFIT_MS) refit(at);
@@ -66,8 +133,12 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
       const to = shown.end + share * shown.length;
       show(to - shown.length, to);
     },
+    /** @param anchor the time that stays where it is */
     zoom(factor: number, anchor = follows ? now() : shown.end - shown.length / 2): void {
-      set(zoomed(shown, factor, anchor, now()));
+      const { end, length } = shown;
+      const next = clamp(length * factor, MIN_LENGTH_MS, MAX_LENGTH_MS);
+      const from = anchor - ((anchor - end + length) / length) * next;
+      set(windowOf(from, from + next, now()));
     },
     /** This long: up to now, unless the person has moved it elsewhere. */
     setLength(length: number): void {

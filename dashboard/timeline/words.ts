@@ -1,7 +1,7 @@
 /** The timeline in words: the labels of the lanes, the readout of a bar, the list inside the canvas for those who don't see it. */
 
 import { sessionHref } from "../address.ts";
-import { byId, createList, part, setAttribute, setText } from "../dom.ts";
+import { byId, create, createList, part, setAttribute, setText } from "../dom.ts";
 import { EVENT_LABELS, argsSummary, isEventType, outcomeWord } from "../events.ts";
 import {
   formatAge,
@@ -49,11 +49,7 @@ function whatOf({ row: { kind, name } }: SpanEntry): string {
 
 export function createWords() {
   const textList = byId("timeline-text", HTMLUListElement);
-  const readout = ["head", "facts", "error", "text"].map((name) =>
-    byId(`readout-${name}`, HTMLDivElement),
-  );
-  const said = byId("timeline-said", HTMLParagraphElement);
-  const note = byId("timeline-note", HTMLSpanElement);
+  const readout = ["head", "facts", "error", "text"].map((name) => `readout-${name}`);
   const showLabels = createList<Label>("lane-labels", "lane-label", createLabel);
   let textWrittenAt = 0;
 
@@ -75,36 +71,32 @@ export function createWords() {
         length === null ? null : formatDuration(length),
         missingBefore === null ? null : `calls before ${missingBefore} not loaded`,
       ]);
-      setText(note, lanes.length === 0 ? "" : words);
+      setText("timeline-note", lanes.length === 0 ? "" : words);
     },
 
     writeReadout(rows: Rows, span: SpanEntry, now: number): void {
       const words = describe(rows, span, now);
-      for (const [index, element] of readout.entries()) setText(element, words[index] ?? "");
+      for (const [index, id] of readout.entries()) setText(id, words[index] ?? "");
     },
 
     /** For those who don't see it: what was selected. */
     say(rows: Rows, span: SpanEntry | null, now: number): void {
       const words = span === null ? [] : describe(rows, span, now);
-      setText(said, words.filter((word) => word !== "").join(". "));
+      setText("timeline-said", words.filter((word) => word !== "").join(". "));
     },
 
-    /** The latest bars of the window, agents first. */
+    /** The latest bars of the window. */
     writeText(rows: Rows, bars: readonly Bar[], now: number): void {
       if (now - textWrittenAt < TEXT_INTERVAL_MS) return;
       textWrittenAt = now;
-      const rank = ({ span }: Bar) =>
-        span.row.kind === "agent" ? 2 : span.row.kind === "model" ? 0 : 1;
-      const told = [...bars]
-        .sort((a, b) => rank(b) - rank(a) || b.span.start - a.span.start)
-        .slice(0, MAX_TEXT_ITEMS);
-      while (textList.children.length > told.length) textList.lastElementChild?.remove();
-      for (const [index, { span, x, y, width, height }] of told.entries()) {
-        const item = textList.children[index] ?? textList.appendChild(document.createElement("li"));
-        setText(item, joined(describe(rows, span, now).slice(0, 2)));
-        setAttribute(item, "data-kind", span.row.kind);
-        setAttribute(item, "data-rect", [x, y, width, height].map(Math.round).join(" "));
-      }
+      const latest = bars.toSorted((a, b) => b.span.start - a.span.start).slice(0, MAX_TEXT_ITEMS);
+      const items = latest.map(({ span, x, y, width, height }) => {
+        const item = create("li", { text: joined(describe(rows, span, now).slice(0, 2)) });
+        item.dataset.kind = span.row.kind;
+        item.dataset.rect = [x, y, width, height].map(Math.round).join(" ");
+        return item;
+      });
+      textList.replaceChildren(...items);
     },
   };
 }
@@ -115,12 +107,8 @@ interface Label {
   now: number;
 }
 
-function createLabel(root: HTMLElement) {
+function createLabel(root: HTMLElement, find: (query: string) => HTMLElement) {
   const link = part(root, "a", HTMLAnchorElement);
-  const dot = part(root, ".dot", HTMLElement);
-  const name = part(root, ".lane-name", HTMLElement);
-  const type = part(root, ".lane-badge", HTMLElement);
-  const sub = part(root, ".lane-sub", HTMLElement);
   return ({ lane, now }: Label) => {
     const { session, label, badge, kind, depth, key } = lane;
     const { state, beside } = stateOf(lane, now);
@@ -129,14 +117,14 @@ function createLabel(root: HTMLElement) {
     root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
     setAttribute(root, "data-kind", kind);
     setAttribute(root, "data-status", state);
-    setAttribute(dot, "data-status", state);
+    setAttribute(find(".dot"), "data-status", state);
     setAttribute(link, "href", sessionHref(session.row.id));
     const between = key === session.row.id ? ": " : ", agent of ";
     const title = kind === "session" ? label : `${label}${between}${sessionName(session.row)}`;
     setAttribute(link, "title", title);
-    setText(name, label);
-    setText(type, badge ?? "");
-    setText(sub, beside);
+    setText(find(".lane-name"), label);
+    setText(find(".lane-badge"), badge ?? "");
+    setText(find(".lane-sub"), beside);
   };
 }
 
