@@ -1270,8 +1270,9 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       heap = Math.max(heap, usedSize);
       await Bun.sleep(10); // the load is a rate, not a condition to wait for
     }
+    await post(fresh, call("the-last"));
     await waitFor(
-      async () => Number((await page.text("#stat-rate"))?.replace(/\D/g, "")) >= sent * 0.9,
+      async () => (await page.text("#feed-list .line-name")) === "the-last",
       "the last of them",
     );
     const tasks = await endTrace();
