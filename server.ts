@@ -1237,11 +1237,9 @@ function createSearch(db: Database, sql: Sql) {
   return {
     /** Goes on for some `ms`. What fails is tried again the next time: a post says what is wrong. */
     index(ms: number): void {
-      db.run("PRAGMA synchronous = NORMAL"); // what a power cut takes of an index is made anew
       try {
         indexUntil.immediate(performance.now() + ms);
       } catch {}
-      db.run("PRAGMA synchronous = FULL");
     },
     /** The newest event that is indexed; undefined: the newest there is. */
     indexedTo: () => selectLag.get({})?.indexed_to,

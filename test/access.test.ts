@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import {
   getJson,
   hasChromium,
-  openPage,
+  openBrowser,
   openStream,
   postEvent,
   sendRaw,
@@ -373,14 +373,19 @@ test("the demo posts with the AUTH_TOKEN of its environment, and says why it can
 describe.skipIf(!hasChromium)("in Chromium", () => {
   const html = { "Content-Type": "text/html" };
   let attacker: Bun.Server<undefined>;
+  let page: Bun.WebView;
   beforeAll(() => {
+    page = openBrowser();
     attacker = Bun.serve({
       port: 0,
       hostname: "127.0.0.1",
       fetch: () => new Response("<!doctype html><title>A page</title>", { headers: html }),
     });
   });
-  afterAll(() => attacker.stop(true));
+  afterAll(async () => {
+    page.close();
+    await attacker.stop(true);
+  });
 
   /** What a page of another site can try; each try says what it got to read. */
   const attack = (target: string) => `(async () => {
@@ -438,7 +443,7 @@ describe.skipIf(!hasChromium)("in Chromium", () => {
         log: { debug, info() {}, warn() {}, error() {} },
       });
       await postEvent(target, EVENT);
-      using page = await openPage(`http://${from}:${attacker.port}/`);
+      await page.navigate(`http://${from}:${attacker.port}/`);
       const read = await page.evaluate<Record<string, string>>(
         attack(`http://${to}:${target.port}`),
       );
@@ -456,7 +461,7 @@ describe.skipIf(!hasChromium)("in Chromium", () => {
     await using target = await startTestServer({
       config: { allowedOrigins: [`http://127.0.0.1:${attacker.port}`] },
     });
-    using page = await openPage(`http://127.0.0.1:${attacker.port}/`);
+    await page.navigate(`http://127.0.0.1:${attacker.port}/`);
     const result = await page.evaluate(`(async () => {
       const api = ${JSON.stringify(target.url)} + "/api/events";
       const source = new EventSource(api + "/stream");
@@ -482,7 +487,7 @@ describe.skipIf(!hasChromium)("in Chromium", () => {
   }, 15_000);
 
   test("the token typed into the page opens the dashboard, and the address bar has none", async () => {
-    using page = await openPage(guarded.url);
+    await page.navigate(guarded.url);
     await page.evaluate(`(() => {
       document.querySelector("input").value = ${JSON.stringify(TOKEN)};
       document.querySelector("button").click();
@@ -494,7 +499,7 @@ describe.skipIf(!hasChromium)("in Chromium", () => {
   }, 15_000);
 
   test("/?token= leaves the address bar, and EventSource streams with the cookie", async () => {
-    using page = await openPage(`${guarded.url}/?token=${encodeURIComponent(TOKEN)}`);
+    await page.navigate(`${guarded.url}/?token=${encodeURIComponent(TOKEN)}`);
     const result = await page.evaluate(`new Promise((resolve) => {
       const source = new EventSource("/api/events/stream");
       source.onopen = () => { source.close(); resolve([location.pathname + location.search, document.cookie]); };

@@ -396,7 +396,7 @@ describe("history", () => {
 });
 
 describe("analytics", () => {
-  const NAMES = isSoak ? 100_000 : 8_000;
+  const NAMES = isSoak ? 100_000 : 5_000;
   const AT_ONCE = isSoak ? 1 : 8;
   test(`${NAMES} tools, ${AT_ONCE} at once → all of them, and nobody waits`, async () => {
     await using server = await spawnServer({ dataDir: tempDir() });

@@ -69,6 +69,18 @@ test.each([
 
 describe.skipIf(!hasChromium)("the dashboard", () => {
   let server: TestServer;
+  let shared: Page | undefined;
+
+  /** One page of `server` for the tests that can go on from where another left it. */
+  const openOverview = async (): Promise<Page> => {
+    shared ??= await openPage(server);
+    await shared.run(`void (location.hash = "#/")`);
+    await waitFor(
+      async () => (await shared?.attribute("body", "data-view")) === "overview",
+      "the overview",
+    );
+    return shared;
+  };
 
   beforeAll(async () => {
     server = await startTestServer();
@@ -96,25 +108,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   });
 
   afterAll(async () => {
+    shared?.[Symbol.dispose]();
     await server[Symbol.asyncDispose]();
-  });
-
-  test("an OpenCode whose plugin is older than the server is told of", async () => {
-    await using fresh = await startTestServer();
-    await post(fresh, { type: "session_start", session_id: "s1", data: { title: "Hello" } });
-    using page = await openPage(fresh);
-    await waitFor(async () => (await page.text("#stat-agents")) === "0", "the figures");
-    expect(await page.text("#old-plugin")).toBeNull();
-    await fetch(`${fresh.url}/api/senders`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ sender: "p", name: "opencode", version: "2.0.0" }),
-    });
-    await post(fresh, { type: "session_start", session_id: "s2", data: {} });
-    await waitFor(
-      async () => (await page.text("#old-plugin"))?.includes("2.0.0 is older") ?? false,
-      "the notice",
-    );
   });
 
   test("the first event turns the empty state into the live view within a second", async () => {
@@ -213,8 +208,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       async () => (await page.text("#feed .more")) === "Load older",
       "the button again",
     );
-    using few = await openPage(fresh, { path: "/#/?type=session_end" });
-    await waitFor(async () => (await few.text("#feed .more")) === null, "no button");
+    await page.run(`location.hash = "#/?type=session_end"`);
+    await waitFor(async () => (await page.text("#feed .more")) === null, "no button");
     expect(page.problems).toEqual([]);
   });
 
@@ -233,14 +228,9 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.type("#feed-tool", "bash");
     await waitFor(async () => (await names()).join() === "bash", "the filter");
     expect(await page.run<string>("location.hash")).toBe("#/?tool=bash");
-    {
-      using other = await openPage(fresh, { path: "/#/?tool=grep" });
-      await waitFor(
-        async () => (await other.texts(".line-name")).join() === "grep",
-        "the filter from the address",
-      );
-      expect(await other.run<string>(`document.querySelector("#feed-tool").value`)).toBe("grep");
-    }
+    await page.run(`location.hash = "#/?tool=grep"`);
+    await waitFor(async () => (await names()).join() === "grep", "the filter from the address");
+    expect(await page.run<string>(`document.querySelector("#feed-tool").value`)).toBe("grep");
     await page.run(`location.hash = "#/session/s1?tab=events&type=tool_use"`);
     await waitFor(async () => (await names()).join() === "bash,read", "session and type");
     await page.run(`location.hash = "#/?q=${encodeURIComponent('"ls"')}"`);
@@ -435,23 +425,6 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test("the page's policy stops inline script and other origins", async () => {
-    using page = await openPage(server);
-    const outcome: string[] = await page.run(`new Promise((resolve) => {
-      const violations = [];
-      document.addEventListener("securitypolicyviolation", (event) => {
-        violations.push(event.effectiveDirective);
-        if (violations.length === 2) resolve(violations);
-      });
-      const script = document.createElement("script");
-      script.textContent = "window.hacked = true";
-      document.body.append(script);
-      fetch("http://127.0.0.1:9/").catch(() => undefined);
-    })`);
-    expect(outcome.toSorted()).toEqual(["connect-src", "script-src-elem"]);
-    expect(await page.run<unknown>("window.hacked ?? null")).toBeNull();
-  });
-
   // These wait more than they work: together.
 
   test.concurrent("a running agent's bar grows until its completion", async () => {
@@ -462,7 +435,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       timestamp: Date.now() - 5 * SECOND_MS,
       data: { subagent_type: "explore", call_id: "c" },
     });
-    using page = await openPage(fresh);
+    using page = await openPage(fresh, { motion: "no-preference" });
     await waitFor(async () => (await page.text("#stat-agents")) === "1", "the running agent");
     await waitFor(async () => (await bars(page)).length === 1, "its bar");
     const width = async () => (await bars(page))[0]?.width ?? 0;
@@ -533,14 +506,14 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  // The others one after the other: keys and the pointer go to one page at a time, and all take one tab.
+  // The others one after the other: keys and the pointer go to one page at a time.
 
   test("the header says what runs, who waits, what failed", async () => {
-    using page = await openPage(server);
+    const page = await openOverview();
     await waitFor(async () => (await page.text("#stat-needs-count")) === "1", "the one who waits");
     expect(await page.text("#stat-needs-name")).toStartWith("Third of them, ");
     expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Attention 1", "Ended 2"]);
-    expect(await page.text("#connection")).toBe("Live");
+    await waitFor(async () => (await page.text("#connection")) === "Live", "the stream");
     await waitFor(async () => Number(await page.text("#stat-errors-link")) > 0, "what failed");
     expect(await page.texts(".session-label")).toEqual(
       expect.arrayContaining(["Third of them", "Look around", "Session 1, done"]),
@@ -549,7 +522,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   });
 
   test("the timeline by keyboard: walk through the calls, zoom, move, follow, open", async () => {
-    using page = await openPage(server);
+    const page = await openOverview();
     await waitFor(
       async () => (await page.attribute("#zoom-fit", "aria-pressed")) === "true",
       "what goes on",
@@ -586,7 +559,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       return said.startsWith((await head())?.split(" · ")[0] ?? "-");
     }, "the same for those who don't see it");
     const hash = () => page.run<string>("location.hash");
-    expect(await hash()).toBe("");
+    expect(await hash()).toBe("#/");
     await page.press("Enter");
     await waitFor(async () => /^#\/\?span=\d+$/.test(await hash()), "the call in the address");
     await page.press("Escape");
@@ -603,7 +576,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   });
 
   test("wheel and drag zoom and pan the timeline", async () => {
-    using page = await openPage(server);
+    const page = await openOverview();
     await page.click('[data-minutes="15"]');
     await waitFor(async () => (await bars(page)).length > 10, "the bars");
     const box: { left: number; top: number } = await page.run(
@@ -698,7 +671,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   });
 
   test("sessions: who needs the person on top, found by text; a click opens the session's page", async () => {
-    using page = await openPage(server);
+    const page = await openOverview();
     await waitFor(async () => (await page.count(".session-row")) >= 4, "the list");
     const labels = () => page.texts(".session-label");
     expect((await labels())[0]).toBe("Third of them");
@@ -757,7 +730,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   });
 
   test("usage: sorted by any column, over three periods", async () => {
-    using page = await openPage(server);
+    const page = await openOverview();
     const column = (index: number) => page.texts(`#usage tbody td:nth-child(${index})`);
     await waitFor(async () => (await column(2)).length > 4, "the table");
     const numbers = (await column(2)).map(Number);
@@ -780,7 +753,9 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   test.each([380, 1440])(
     "%d px, light and dark: nothing overflows, every text has a contrast of 4.5",
     async (width) => {
-      using page = await openPage(server, { width });
+      const page = await openOverview();
+      const metrics = { width, height: 900, deviceScaleFactor: 1, mobile: false };
+      await page.cdp("Emulation.setDeviceMetricsOverride", metrics);
       for (const path of ["#/", "#/session/first"]) {
         await page.run(`location.hash = ${JSON.stringify(path)}`);
         const row = path === "#/" ? "#usage tbody tr" : ".turn .line";
@@ -801,6 +776,24 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       expect(page.problems).toEqual([]);
     },
   );
+
+  test("the page's policy stops inline script and other origins", async () => {
+    using page = await openOverview();
+    shared = undefined; // the last of them
+    const outcome: string[] = await page.run(`new Promise((resolve) => {
+      const violations = [];
+      document.addEventListener("securitypolicyviolation", (event) => {
+        violations.push(event.effectiveDirective);
+        if (violations.length === 2) resolve(violations);
+      });
+      const script = document.createElement("script");
+      script.textContent = "window.hacked = true";
+      document.body.append(script);
+      fetch("http://127.0.0.1:9/").catch(() => undefined);
+    })`);
+    expect(outcome.toSorted()).toEqual(["connect-src", "script-src-elem"]);
+    expect(await page.run<unknown>("window.hacked ?? null")).toBeNull();
+  });
 
   test("what runs is listed and drawn until it ends, and is said in words", async () => {
     await using fresh = await startTestServer();
@@ -826,7 +819,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
         data: { tool: "bash", call_id: "c", args: { command: long } },
       },
     ]);
-    using page = await openPage(fresh, { path: "/#/session/s1" });
+    using page = await openPage(fresh, { path: "/#/session/s1", motion: "no-preference" });
     await waitFor(
       async () => (await page.texts(".turn .line-length")).join().startsWith("runs"),
       "it",
@@ -973,14 +966,6 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(await status()).toBe("Done");
   });
 
-  test("a failure is listed also behind 3,000 calls that went well", async () => {
-    await using fresh = await startTestServer();
-    const good = Array.from({ length: 3_000 }, () => call("good"));
-    await postAll(fresh, [call("bad", { outcome: "failed", error: "why" }), ...good]);
-    using page = await openPage(fresh, { path: "/#/?type=failed" });
-    await waitFor(async () => (await page.texts("#feed-list .reason")).join() === "why", "it");
-  });
-
   test("a call of an agent, by its address: its turn and its agent are opened, and it is selected", async () => {
     await using fresh = await startTestServer();
     const agent = { subagent_type: "explore", call_id: "a", child_session_id: "kid" };
@@ -1039,18 +1024,24 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test("an error of false is no failure", async () => {
+  test("failures are listed also behind 3,000 calls that went well; an error of false is none", async () => {
     await using fresh = await startTestServer();
-    await post(fresh, [call("good", { error: false }), call("bad", { error: "exit 1" })]);
+    await postAll(fresh, [
+      call("good", { error: false }),
+      call("bad", { error: "exit 1" }),
+      call("worse", { outcome: "failed", error: "why" }),
+      ...Array.from({ length: 3_000 }, () => call("good", {}, "later")),
+    ]);
     using page = await openPage(fresh, { path: "/#/?type=failed" });
     await waitFor(
-      async () => (await page.texts(".line-name")).join() === "bad",
-      "the failure alone",
+      async () => (await page.texts("#feed-list .reason")).join() === "why,exit 1",
+      "why",
     );
-    await waitFor(async () => (await page.text("#stat-errors-link")) === "1", "its count");
+    expect(await page.texts(".line-name")).toEqual(["worse", "bad"]);
+    await waitFor(async () => (await page.text("#stat-errors-link")) === "2", "their count");
     await page.run(`location.hash = "#/session/s1"`);
-    await waitFor(async () => (await page.count(".turn .line")) === 2, "both calls");
-    expect(await page.count(".turn .line[data-failed=true]")).toBe(1);
+    await waitFor(async () => (await page.count(".turn .line")) === 3, "all calls");
+    expect(await page.count(".turn .line[data-failed=true]")).toBe(2);
   });
 
   test("an answer that comes late doesn't overwrite what the stream brought since", async () => {
@@ -1186,7 +1177,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  const NAMES = isSoak ? 20_000 : 10_000;
+  const NAMES = isSoak ? 20_000 : 3_000;
   test(`${NAMES} names of tools: a page of them is shown, and no task is long`, async () => {
     await using fresh = await startTestServer();
     await postAll(
@@ -1208,7 +1199,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  const WEEK = isSoak ? 50_000 : 20_000;
+  const WEEK = isSoak ? 50_000 : 10_000;
+  const PER_SESSION = WEEK / 200;
   const MAX_PAINT_MS = 150;
   test(`a week of ${WEEK} events in 200 sessions: painted in 150 ms, open in under a second`, async () => {
     await using fresh = await startTestServer();
@@ -1216,13 +1208,13 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     const week = 7 * 24 * 60 * MINUTE_MS;
     const events = Array.from({ length: WEEK }, (_, index): PostedEvent => {
       const timestamp = now - week + (index / WEEK) * week;
-      const session_id = `session-${Math.floor(index / 250)}`;
-      return index % 250 === 0
+      const session_id = `session-${Math.floor(index / PER_SESSION)}`;
+      return index % PER_SESSION === 0
         ? {
             type: "session_start",
             session_id,
             timestamp,
-            data: { title: `Session ${index / 250}` },
+            data: { title: `Session ${index / PER_SESSION}` },
           }
         : { ...call("bash", { args: { command: `step ${index}` } }, session_id), timestamp };
     });
@@ -1230,7 +1222,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     using page = await openPage(fresh, { path: "/health" });
     // The best of three visits at most: other programs may take the processor in one.
     let [painted, opened] = [Infinity, Infinity];
-    const isSlow = () => painted >= MAX_PAINT_MS || opened >= SECOND_MS;
+    const isSlow = () => painted >= SLACK * MAX_PAINT_MS || opened >= SLACK * SECOND_MS;
     for (let visit = 1; visit <= 3 && isSlow(); visit++) {
       const startedAt = performance.now();
       await page.goto(`/?visit=${visit}`);
@@ -1248,16 +1240,16 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(opened).toBeLessThan(SLACK * SECOND_MS);
   });
 
-  test(`1,000 events/s for ${isSoak ? 30 : 2} s: no frame over 50 ms, heap under 100 MB`, async () => {
+  test(`1,000 events/s for ${isSoak ? 30 : 1} s: no frame over 50 ms, heap under 100 MB`, async () => {
     await using fresh = await startTestServer();
     await post(fresh, call("read"));
-    using page = await openPage(fresh);
+    using page = await openPage(fresh, { motion: "no-preference" });
     await waitFor(async () => (await subscribers(fresh)) === 1, "the stream");
     await page.run(
       `(() => { window.frames_ = 0; const next = () => { frames_++; requestAnimationFrame(next); }; next(); })()`,
     );
     const endTrace = await startTrace(page);
-    const seconds = isSoak ? 30 : 2;
+    const seconds = isSoak ? 30 : 1;
     const startedAt = performance.now();
     let sent = 0;
     let heap = 0;
@@ -1401,12 +1393,15 @@ const overflowing = `() =>
 /** Texts whose contrast with what they stand on is under 4.5 (WCAG 2, AA). */
 const lowContrast = `() => {
   const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+  const known = new Map();
   const rgba = (color) => {
+    if (known.has(color)) return known.get(color);
     context.clearRect(0, 0, 1, 1);
     context.fillStyle = color;
     context.fillRect(0, 0, 1, 1);
     const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
-    return [r, g, b, a / 255];
+    known.set(color, [r, g, b, a / 255]);
+    return known.get(color);
   };
   const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3])).concat(1);
   const luminance = (color) => {

@@ -858,7 +858,7 @@ describe("garbage", () => {
     };
   }
 
-  const BODIES = 2_000;
+  const BODIES = isSoak ? 2_000 : 800;
   test(`${BODIES} bodies mutated from valid ones: no 500, what is accepted can be read back everywhere`, async () => {
     await using server = await spawnServer({ dataDir: tempDir() });
     const random = seededRandom(2_000);

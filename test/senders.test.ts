@@ -445,6 +445,11 @@ test("a client that has loaded what so many sessions lost → goes on from there
       "Last-Event-ID": String(body.ids?.at(index)),
     });
     await waitFor(() => stream.frames.some(({ event }) => event === "session"), "the rows");
+    const { body: last } = await postEvent(server, { type: "voice_sent", session_id: "s0" });
+    await waitFor(
+      () => stream.frames.some(({ id }) => id === String(last.id)),
+      "what comes after all that it has missed",
+    );
     stream.close();
     return stream.frames.map(({ event }) => event);
   };

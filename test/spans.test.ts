@@ -39,7 +39,7 @@ const MINUTE_MS = 60 * SECOND_MS;
 const HOUR_MS = 60 * MINUTE_MS;
 
 const SCALE = isSoak ? 10 : 1;
-const GROUPS = 12 * SCALE;
+const GROUPS = isSoak ? 120 : 6;
 const HISTORIES_PER_GROUP = 160;
 /** Groups whose servers run side by side: while one waits for its retention, another goes on. */
 const LANES = 2;

@@ -31,11 +31,13 @@ test.skipIf(!hasChromium)(
     // Three steps, each told when it is reached.
     await shows("#server-seen", `It answers at ${server.url}`);
     await shows("#plugin-seen", "Install it, then start OpenCode.");
-    await fetch(`${server.url}/api/senders`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ sender: "p", name: "opencode", version: "99.1.0" }),
-    });
+    const say = (sender: string, version: string) =>
+      fetch(`${server.url}/api/senders`, {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ sender, name: "opencode", version }),
+      });
+    await say("p", "99.1.0");
     await waitFor(
       async () =>
         /^Plugin seen (just now|\d s ago), opencode 99\.1\.0$/.test(
@@ -98,6 +100,7 @@ test.skipIf(!hasChromium)(
       );
     }
     await shows("#stat-cost", "$1.25");
+    expect(await page.text("#old-plugin")).toBeNull();
     expect(await page.texts(".session-row h3:not([hidden])")).toEqual(["Attention 1", "Running 1"]);
     expect(await page.texts(".session-row .badge")).toEqual(["", "explore", ""]);
 
@@ -155,6 +158,16 @@ test.skipIf(!hasChromium)(
     );
     await waitFor(async () => (await told()).length > 3, "the next look");
     expect(await told()).toHaveLength(4);
+
+    // An OpenCode whose plugin is older than the server.
+    await say("old", "2.0.0");
+    await setHidden(page, false);
+    await page.click("#connection");
+    await post(server, call("bash", {}, "other"));
+    await waitFor(
+      async () => (await page.text("#old-plugin"))?.includes("2.0.0 is older") ?? false,
+      "the notice",
+    );
     expect(page.problems).toEqual([]);
   },
 );
