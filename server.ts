@@ -1599,7 +1599,7 @@ function createReader(sql: Sql, senders: Senders) {
     if (period_ms === undefined) return;
     const before = from - (from % period_ms);
     const after = Math.ceil(Math.max(from, keptFrom) / period_ms) * period_ms;
-    const isLess = from - before < after - from && after <= to && before >= keptFrom;
+    const isLess = from - before < after - from && before >= keptFrom;
     const start = isLess ? before : Math.min(after, to);
     const end = Math.max(to - (to % period_ms), start);
     yield* isLess ? periodsIn(before, from, -sign, shorter) : periodsIn(from, start, sign, shorter);

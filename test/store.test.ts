@@ -1294,6 +1294,7 @@ describe("ingest", () => {
     expect(history(store)).toEqual([]);
     await Promise.all(["a", "poison", "b"].map(submit));
     expect(published.flat().map(({ session_id }) => session_id)).toEqual(["a", "poison", "b"]);
+    expect(store.activity(0, 2 * NOW).map(({ count }) => count)).toEqual([3]); // of what failed nothing counts
   });
 
   test("a store that is closed → every poster gets the error", async () => {
