@@ -20,15 +20,7 @@ import { type TreeNode, treeOf } from "./tree.ts";
 const CAUSES = ["waiting", "retrying", "lost", "silent", "failed"] as const;
 export type Cause = (typeof CAUSES)[number];
 
-export interface Need {
-  session: SessionEntry;
-  /** The session itself, or the one at the top above it. */
-  root: TreeNode;
-  cause: Cause;
-  /** Milliseconds since 1970. */
-  since: number;
-  text: string;
-}
+export type Need = ReturnType<typeof needsOf>[number];
 
 const SILENT_MS = 5 * MINUTE_MS;
 /** A call that runs for less is nothing to look at, however short the others were. */
@@ -39,15 +31,15 @@ const RECENT_MS = 12 * HOUR_MS;
 /** By tool, in ms: 95 of 100 of its calls take less; null: not known yet. */
 type Usual = ReadonlyMap<string, number> | null;
 
-/** By cause, then the oldest first. */
-export function needsOf(rows: Rows, usual: Usual, now: number): Need[] {
+/** By cause, then the oldest first; `root`: the session itself, or the one at the top above it. */
+export function needsOf(rows: Rows, usual: Usual, now: number) {
   const needs = treeOf(rows).order.flatMap((node) => {
     const need = needOf(rows, node, usual, now);
     let root = node;
     while (need !== null && root.parent !== null) root = root.parent;
     return need === null ? [] : { session: node.entry, root, ...need };
   });
-  const rank = ({ cause }: Need) => CAUSES.indexOf(cause);
+  const rank = ({ cause }: { cause: Cause }) => CAUSES.indexOf(cause);
   return needs.sort((a, b) => rank(a) - rank(b) || a.since - b.since);
 }
 
@@ -72,10 +64,9 @@ function needOf(rows: Rows, node: TreeNode, usual: Usual, now: number) {
     // How long an agent's call takes is told without its agent.
     const isCall = open?.kind === "tool" && !agent.some(({ end }) => end === null);
     const p95 = isCall ? usual?.get(open.name ?? "") : undefined;
+    const isSilent = now - latest >= SILENT_MS;
     if (!isCall || p95 === undefined)
-      return now - latest < SILENT_MS
-        ? null
-        : told("silent", latest, joined(["Silent", text], ": "));
+      return isSilent ? told("silent", latest, joined(["Silent", text], ": ")) : null;
     // What it has waited for the person is not its length.
     const since = Math.max(Date.parse(open.started_at), wait.at(-1)?.end ?? 0);
     if (now - since < Math.max(MIN_SLOW_MS, p95)) return null;

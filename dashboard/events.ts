@@ -92,19 +92,10 @@ export function outcomeWord(outcome: unknown, exitCode: unknown): string | null 
 
 // ─── Words ───────────────────────────────────────────────────────────────────
 
-/** An event, or a span in the same shape, in words. */
-export interface Words {
-  /** Gives its mark, `key-…`, and its colour. */
-  kind: string;
-  outcome: string | null;
-  name: string;
-  /** What it is about, on one line. */
-  text: string;
-  /** Why it went wrong, whole. */
-  reason: string | null;
-}
+export type Words = ReturnType<typeof wordsOf>;
 
-export function wordsOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">): Words {
+/** An event, or a span in the same shape, in words; `kind` gives its mark and its colour, `reason` is whole. */
+export function wordsOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">) {
   const failed = looksFailed({ type, fields });
   const ended = asText(fields.outcome) ?? (failed ? "failed" : null);
   const outcome = CALL_KINDS[type] === undefined ? null : ended;
@@ -161,11 +152,9 @@ function filesSummary(files: unknown): string | null {
 /** The one argument that tells most of a call, else all of them as JSON. JSON that was cut short will do. */
 export function argsSummary(args: unknown): string | null {
   const parsed = typeof args === "string" ? parseRecord(args) : args;
-  if (isRecord(parsed))
-    for (const name of SUMMARY_ARGS) {
-      const value = parsed[name];
-      if (typeof value === "string" && value !== "") return value;
-    }
+  const values = isRecord(parsed) ? SUMMARY_ARGS.map((name) => parsed[name]) : [];
+  const told = values.find((value) => typeof value === "string" && value !== "");
+  if (typeof told === "string") return told;
   const json = asText(parsed ?? args);
   if (json === null || json === "{}") return null;
   return telling(json.slice(0, SEARCHED_CHARS)) ?? json;
@@ -195,9 +184,8 @@ export function prettyJson(value: unknown): string {
 
 export function shownWhole(text: string): string {
   const missing = text.length - MAX_SHOWN_CHARS;
-  return missing <= 0
-    ? text
-    : `${text.slice(0, MAX_SHOWN_CHARS)}\n… ${formatCount(missing)} more characters`;
+  if (missing <= 0) return text;
+  return `${text.slice(0, MAX_SHOWN_CHARS)}\n… ${formatCount(missing)} more characters`;
 }
 
 /** What kind of work a tool does, by its name: four colours can be told apart, twenty can't. */
@@ -249,7 +237,7 @@ export function mergedThing(thing: Thing): Pick<TelemetryEvent, "type" | "fields
     thing[0];
   const count = (of: EventType) => thing.filter((event) => event.type === of).length;
   const [started, ended] = [count("session_start"), count("session_end")];
-  const told = [ended > 0 ? `${ended} ended` : null, started > 0 ? `${started} started` : null];
+  const told = [ended && `${ended} ended`, started && `${started} started`];
   if (started + ended > 1) return { type, fields: { title: joined(told, ", ") } };
   return { type, fields: Object.assign({}, ...thing.toReversed().map(({ fields }) => fields)) };
 }
@@ -310,14 +298,8 @@ export const errorText = (value: unknown): string | null =>
 
 /** The object in a JSON text; null where it is something else, or cut short. */
 export function parseRecord(text: string): Record<string, unknown> | null {
-  const value = text.startsWith("{") ? parseJson(text) : null;
-  return isRecord(value) ? value : null;
-}
-
-/** Null for what is no JSON. */
-export function parseJson(text: string): unknown {
   try {
-    return JSON.parse(text);
+    return text.startsWith("{") ? JSON.parse(text) : null;
   } catch {
     return null;
   }

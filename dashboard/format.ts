@@ -2,8 +2,6 @@
 
 export const UNKNOWN = "–";
 
-/** What OpenCode puts behind a title: of an agent's session, and of one that it has no title for yet. */
-const TITLE_SUFFIX = / ?\(@[^()]+ subagent\)$| - \d{4}-\d\d-\d\dT[\d:.]+Z$/;
 const HOME = /^(\/home\/|\/Users\/|[A-Z]:\\Users\\)[^\\/]+|^\/root(?![^/])/;
 
 export const SECOND_MS = 1_000;
@@ -94,17 +92,11 @@ export const formatNoun = (count: number, noun: string) =>
 export const wordOf = (name: string) =>
   name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
-/** "a · b", of what is known. */
-export const joined = (words: readonly (string | null)[], separator = " · ") =>
-  words.filter((word) => word !== null).join(separator);
+/** "a · b", of what there is to say. */
+export const joined = (words: readonly (string | number | null)[], separator = " · ") =>
+  words.filter(Boolean).join(separator);
 
-/** What a person knows a session by: its title, or its directory's name, or its id's tail (their heads are alike). */
-export function sessionName({ id, info }: { id: string; info: Record<string, unknown> }): string {
-  const title = typeof info.title === "string" ? info.title.trim().replace(TITLE_SUFFIX, "") : "";
-  const directory = typeof info.directory === "string" ? info.directory.split(/[\\/]/) : [];
-  return title || (directory.findLast((part) => part !== "") ?? shortId(id));
-}
-
+/** Of an id its tail: the heads of several are alike. */
 export const shortId = (id: string) => (id.length <= 12 ? id : `…${id.slice(-8)}`);
 
 /** As short as it still says where it is: /home/ada/shop → ~/shop, /srv/builds/2024/app → …/2024/app */

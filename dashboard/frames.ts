@@ -14,11 +14,9 @@ export interface FramesOptions {
   timeline: { draw: () => void; nextDraw: () => number | null };
   /** Before anything is drawn. @returns whether there is something to draw */
   prepare: () => boolean;
-  /** More has been received than fitted into this frame. */
-  isBehind: () => boolean;
 }
 
-export function createFrames({ panels, timeline, prepare, isBehind }: FramesOptions) {
+export function createFrames({ panels, timeline, prepare }: FramesOptions) {
   /** Times are on the clock of `performance.now()`; what is urgent is due for ever. */
   const partOf = (draw: () => void, intervalMs: number) => {
     return { draw, intervalMs, drawnAt: -Infinity, dueAt: Infinity };
@@ -49,7 +47,7 @@ export function createFrames({ panels, timeline, prepare, isBehind }: FramesOpti
     picture.dueAt = Math.min(picture.dueAt, at + (timeline.nextDraw() ?? Infinity));
     const wait = Math.min(...parts.map(({ dueAt }) => dueAt)) - at;
     clearTimeout(laterTimer);
-    if (isBehind() || wait <= 0) request();
+    if (wait <= 0) request();
     else if (wait < Infinity) laterTimer = setTimeout(request, wait);
   }
 

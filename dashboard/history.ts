@@ -74,14 +74,12 @@ export function createHistory(
       const { feed } = rows();
       held = isHeld ? (held ?? feed.slice()) : null;
       const since = held?.at(-1)?.id ?? (isHeld ? 0 : Infinity);
-      const newer = feed.filter(
-        ({ id, session_id }) => id > since && rows().sessions.has(session_id),
-      );
+      const newer = feed.filter((event) => event.id > since && isMatch(event)).filter(isKnown);
       const things = found();
       return {
         things: things.slice(0, limit),
         hasOlder: things.length > limit || (!isOlderDone && older.length < MAX_OLDER_EVENTS),
-        waiting: { count: newer.filter(isMatch).length, isMore: (feed[0]?.id ?? 0) > since },
+        waiting: { count: newer.length, isMore: (feed[0]?.id ?? 0) > since },
       };
     },
     /** Where what is here isn't enough for `limit` lines, loads a page. */

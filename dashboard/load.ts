@@ -2,10 +2,10 @@
 
 import type { Session, Span } from "../server.ts";
 import { type Answer, findEvents, getEvents, getSessions, getSpans } from "./api.ts";
-import { CALL_KINDS } from "./events.ts";
 import {
   type Rows,
   MAX_SPANS,
+  barOf,
   createRows,
   deleteSession,
   isWhole,
@@ -20,8 +20,6 @@ const FIRST_EVENTS = 200;
 const FIRST_SPANS = 400;
 /** Room that loading older spans leaves for new ones. */
 const MAX_LOADED_SPANS = MAX_SPANS * 0.8;
-/** Sessions below the open one whose spans are asked for, the latest: each is a request or two. */
-const MAX_LOADED_FAMILY = 200;
 
 function takeSessions(rows: Rows, { list, version }: Answer<Session>): void {
   for (const row of list) takeSession(rows, row, version);
@@ -70,13 +68,6 @@ export async function loadFamily(rows: Rows, id: string): Promise<boolean> {
   return isThere;
 }
 
-/** A session of which an event or a span is here, but not its row: it is asked for once. */
-export async function seekSession(rows: Rows, id: string): Promise<void> {
-  rows.asked.add(id);
-  await loadFamily(rows, id);
-  rows.asked.delete(id); // where it was forgotten, it can be asked for again
-}
-
 /** One page more of the spans of all sessions. */
 export async function loadOlderSpans(rows: Rows): Promise<void> {
   if (rows.oldestSpanId === 0 || rows.spans.size > MAX_LOADED_SPANS) return;
@@ -93,24 +84,17 @@ export async function loadSpansOf(rows: Rows, sessionId: string): Promise<number
 }
 
 /** The spans of the open session and of those below it, until all or many are here, or none is wanted. */
-export async function loadFamilySpans(
-  rows: Rows,
-  id: string,
-  isWanted: () => boolean,
-): Promise<void> {
+export async function loadFamilySpans(rows: Rows, isWanted: () => boolean): Promise<void> {
   let room = MAX_LOADED_SPANS;
-  const others = [...rows.family.difference(new Set([id]))]
-    .flatMap((member) => rows.sessions.get(member) ?? [])
-    .sort((a, b) => b.lastEventAt - a.lastEventAt)
-    .slice(0, MAX_LOADED_FAMILY);
-  for (const entry of [rows.sessions.get(id) ?? [], others].flat())
+  const entries = [...rows.family].flatMap((id) => rows.sessions.get(id) ?? []);
+  for (const entry of entries)
     while (room > 0 && isWanted() && !isWhole(rows, entry))
       room -= await loadSpansOf(rows, entry.row.id);
 }
 
 /**
- * Loads the span that an event of a call belongs to: that of its first event, so as many spans back as
- * have begun meanwhile. @returns the span's id; `eventId` where it is that of a span, or of no call
+ * Loads the span that an event belongs to, which has the id of the first event of its call: so as many
+ * spans back as have begun meanwhile. @returns its id; `eventId` where it is that, or there is none
  */
 export async function seekSpan(rows: Rows, sessionId: string, eventId: number): Promise<number> {
   if (rows.spans.has(eventId)) return eventId;
@@ -119,7 +103,6 @@ export async function seekSpan(rows: Rows, sessionId: string, eventId: number): 
     getSpans({ sessionId, before: eventId + 1 }),
   ]);
   takeSpans(rows, answer);
-  const kind = event?.id === eventId ? CALL_KINDS[event.type] : undefined;
-  const isOfCall = (row: Span) => row.kind === kind && row.call_id === event?.fields.call_id;
-  return answer.list.find((row) => row.id === eventId || isOfCall(row))?.id ?? eventId;
+  const span = event?.id === eventId ? barOf(rows, event) : undefined;
+  return span?.row.id ?? eventId;
 }

@@ -20,7 +20,6 @@ import {
   loadRows,
   loadSpansOf,
   refreshSessions,
-  seekSession,
   seekSpan,
 } from "./load.ts";
 import { createCalls } from "./panels/calls.ts";
@@ -105,7 +104,6 @@ const frames = createFrames({
     if (isLoaded) showPage();
     return isLoaded;
   },
-  isBehind: () => pending.length > 0,
 });
 const stream = createStream({
   async load(isWanted) {
@@ -124,7 +122,7 @@ const stream = createStream({
     frames.request();
   },
   opened() {
-    rows.asked.clear();
+    sought.clear();
     refresh();
   },
   reset() {
@@ -146,7 +144,7 @@ function takePending(budgetMs: number): void {
     if (++done % 16 === 0 && performance.now() > until) break;
   }
   pending = pending.slice(done);
-  frames.requestPanels();
+  frames.requestPanels(); // and with them the next frame
 }
 
 /** Waits for what the page can do without: where it fails, the stream says what is wrong. */
@@ -178,13 +176,14 @@ async function loadUsage(): Promise<void> {
   usualMs = new Map(told.map((row) => [nameOf(row), row.p95_duration_ms ?? Infinity]));
 }
 
-let seeks = 0;
+/** Sessions that the server is asked for, or was in vain since the stream is open. */
+const sought = new Set<string>();
 
 /** A row of a session is here, but not the session's own. */
 function seek(id: string): void {
-  if (seeks >= MAX_SEEKS || rows.asked.has(id) || rows.deleted.has(id)) return;
-  seeks++;
-  void ask(seekSession(rows, id)).finally(() => seeks--);
+  if (sought.size >= MAX_SEEKS || sought.has(id) || rows.deleted.has(id)) return;
+  sought.add(id);
+  void ask(loadFamily(rows, id).then(() => sought.delete(id)));
 }
 
 let isLoadingBars = false;
@@ -217,7 +216,7 @@ async function openSession(): Promise<void> {
     if (route.spanId !== null) calls.select(route.spanId); // only now its turn is known
     takeMarks(of, told);
     timeline.fit();
-    await loadFamilySpans(of, id, isWanted);
+    await loadFamilySpans(of, isWanted);
     if (isWanted()) timeline.fit();
   } catch {
     if (opened === page) opened = null; // asked again with the next tick

@@ -20,7 +20,7 @@ import {
   oneLine,
   readEvent,
 } from "./events.ts";
-import { formatAge, formatDuration, joined, sessionName } from "./format.ts";
+import { formatAge, formatDuration, joined, shortId } from "./format.ts";
 import type { Tree } from "./tree.ts";
 
 /** Events that the feed can show without asking the server: at some 300 bytes each, under 1 MB. */
@@ -35,33 +35,31 @@ export const MAX_SESSIONS = 2_000;
 /** Events drawn as a cross: something went wrong that is no call. */
 const MARK_TYPES = [...FAILURE_TYPES, "security_warn"];
 
+export type SessionEntry = ReturnType<typeof sessionEntry>;
+
 /** A session's row, and its times in milliseconds since 1970. */
-export interface SessionEntry {
-  row: Session;
-  version: number;
-  startedAt: number;
-  lastEventAt: number;
-}
+const sessionEntry = (row: Session, version: number) => ({
+  ...{ row, version },
+  startedAt: Date.parse(row.started_at),
+  lastEventAt: Date.parse(row.last_event_at),
+});
 
 /** What the timeline draws: a span of the server's, or an event of the feed in the same shape. */
 export type SpanRow = Omit<Span, "kind"> & { kind: Span["kind"] | "mark" };
 
+export type SpanEntry = ReturnType<typeof spanEntry>;
+
 /** A span's row, and its times in milliseconds since 1970; without an end it is open. */
-export interface SpanEntry {
-  row: SpanRow;
-  version: number;
-  start: number;
-  end: number | null;
-}
+const spanEntry = (row: SpanRow, version: number) => ({
+  ...{ row, version },
+  start: Date.parse(row.started_at),
+  end: row.ended_at === null ? null : Date.parse(row.ended_at),
+});
+
+export type Stretch = Pick<SpanEntry, "start" | "end">;
 
 /** The spans of one session, by start. */
 export type SpanGroup = Record<SpanRow["kind"], SpanEntry[]>;
-
-interface Groups {
-  bySession: Map<string, SpanGroup>;
-  /** Those with a call_id, by `callKey`. */
-  byCall: Map<string, SpanEntry>;
-}
 
 export type Rows = ReturnType<typeof createRows>;
 
@@ -74,7 +72,7 @@ export function createRows() {
     sessions: new Map<string, SessionEntry>(),
     spans: new Map<number, SpanEntry>(),
     /** Of the spans as they are; null: one has changed since. */
-    groups: null as Groups | null,
+    groups: null as ReturnType<typeof groupSpans> | null,
     /** Oldest first, the latest MAX_FEED_EVENTS. */
     feed: new Array<TelemetryEvent>(),
     /** Deleted sessions, with the version from which on a row of them counts again. */
@@ -85,8 +83,6 @@ export function createRows() {
     coveredFrom: 0,
     /** Of sessions whose spans were asked for: the id before which there are more; 0: all are here. */
     cursors: new Map<string, number>(),
-    /** Sessions that the server was asked for, because something of them is here. */
-    asked: new Set<string>(),
     /** The open session and all below it: they stay, and the timeline shows them alone; empty: none is open. */
     family: new Set<string>(),
   };
@@ -97,12 +93,7 @@ export function createRows() {
 export function takeSession(rows: Rows, row: Session, version: number): void {
   const known = rows.sessions.get(row.id);
   if (version < (known?.version ?? rows.deleted.get(row.id) ?? 0)) return;
-  rows.sessions.set(row.id, {
-    row,
-    version,
-    startedAt: Date.parse(row.started_at),
-    lastEventAt: Date.parse(row.last_event_at),
-  });
+  rows.sessions.set(row.id, sessionEntry(row, version));
   rows.tree = null;
   if (rows.sessions.size > MAX_SESSIONS + rows.family.size) forgetSessions(rows);
 }
@@ -136,29 +127,28 @@ function dropSessions(rows: Rows, ids: ReadonlySet<string>): void {
 
 // ─── Spans ───────────────────────────────────────────────────────────────────
 
-const emptyGroup = (): SpanGroup => ({ tool: [], agent: [], model: [], wait: [], mark: [] });
-
-export const EMPTY_GROUP: Readonly<SpanGroup> = emptyGroup();
+export const emptyGroup = (): SpanGroup => ({ tool: [], agent: [], model: [], wait: [], mark: [] });
 
 export const byStart = (a: SpanEntry, b: SpanEntry) => a.start - b.start || a.row.id - b.row.id;
 
 /** All at once and only when they are drawn: of 12,000 it takes 3 ms. */
-function groupsOf(rows: Rows): Groups {
-  if (rows.groups !== null) return rows.groups;
-  const groups: Groups = { bySession: new Map(), byCall: new Map() };
-  for (const entry of [...rows.spans.values()].sort(byStart)) {
+const groupsOf = (rows: Rows) => (rows.groups ??= groupSpans(rows.spans));
+
+function groupSpans(spans: ReadonlyMap<number, SpanEntry>) {
+  const bySession = new Map<string, SpanGroup>();
+  const byCall = new Map<string, SpanEntry>();
+  for (const entry of [...spans.values()].sort(byStart)) {
     const { session_id, kind, call_id } = entry.row;
-    const group = groups.bySession.get(session_id) ?? emptyGroup();
+    const group = bySession.get(session_id) ?? emptyGroup();
     group[kind].push(entry);
-    groups.bySession.set(session_id, group);
-    if (call_id !== null) groups.byCall.set(callKey(session_id, kind, call_id), entry);
+    bySession.set(session_id, group);
+    if (call_id !== null) byCall.set(callKey(session_id, kind, call_id), entry);
   }
-  return (rows.groups = groups);
+  return { bySession, byCall };
 }
 
-export function spansOf(rows: Rows, sessionId: string): Readonly<SpanGroup> {
-  return groupsOf(rows).bySession.get(sessionId) ?? EMPTY_GROUP;
-}
+export const spansOf = (rows: Rows, sessionId: string): Readonly<SpanGroup> =>
+  groupsOf(rows).bySession.get(sessionId) ?? emptyGroup();
 
 /** Its calls; an agent stands for the one that sent it out. */
 export function toolsOf(rows: Rows, sessionId: string): SpanEntry[] {
@@ -170,9 +160,7 @@ export function toolsOf(rows: Rows, sessionId: string): SpanEntry[] {
 export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
   const known = rows.spans.get(row.id);
   if (version < (known?.version ?? rows.deleted.get(row.session_id) ?? 0)) return;
-  const start = Date.parse(row.started_at);
-  const end = row.ended_at === null ? null : Date.parse(row.ended_at);
-  rows.spans.set(row.id, { row, version, start, end });
+  rows.spans.set(row.id, spanEntry(row, version));
   rows.groups = null;
   // In steps, also where much is open and little can go: finding the oldest costs the length of all.
   const isStep = known === undefined && rows.spans.size % EVICT_SPANS === 0;
@@ -248,7 +236,7 @@ export function markOf(event: TelemetryEvent): SpanEntry {
     text: asText(fields.reason ?? fields.message ?? fields.tool)?.slice(0, 300) ?? null,
     error: errorText(fields.error)?.slice(0, 300) ?? null,
   };
-  return { row, version: id, start: at, end: at };
+  return spanEntry(row, id);
 }
 
 const callOf = (rows: Rows, { session_id, fields }: TelemetryEvent, kind = "") =>
@@ -304,7 +292,15 @@ export type Status = "waiting" | Session["status"];
 export const statusOf = ({ row }: SessionEntry): Status =>
   row.waiting_since === null ? row.status : "waiting";
 
-export const labelOf = ({ row }: SessionEntry) => sessionName(row);
+/** What OpenCode puts behind a title: of an agent's session, and of one that it has no title for yet. */
+const TITLE_SUFFIX = / ?\(@[^()]+ subagent\)$| - \d{4}-\d\d-\d\dT[\d:.]+Z$/;
+
+/** What a person knows a session by: its title, or its directory's name, or its id. */
+export function labelOf({ row: { id, info } }: SessionEntry): string {
+  const title = typeof info.title === "string" ? info.title.trim().replace(TITLE_SUFFIX, "") : "";
+  const directory = typeof info.directory === "string" ? info.directory.split(/[\\/]/) : [];
+  return title || directory.findLast((part) => part !== "") || shortId(id);
+}
 
 export const isLive = ({ row }: SessionEntry) => row.status === "active";
 
@@ -319,11 +315,7 @@ export function endOf(session: SessionEntry, now: number): number {
 export const isShown = ({ family }: Rows, id: string) => family.size === 0 || family.has(id);
 
 /** What a session does now, and for how long, or when it goes on; null: nothing that is told. */
-export function doingOf(
-  rows: Rows,
-  session: SessionEntry,
-  now: number,
-): { text: string; time: string | null } | null {
+export function doingOf(rows: Rows, session: SessionEntry, now: number) {
   const { is_lost, stale_at, now: doing } = session.row;
   if (is_lost) {
     const age = formatAge(now - Date.parse(stale_at ?? ""));
@@ -368,7 +360,7 @@ export const isRunning = (rows: Rows, { row, start, end }: SpanEntry) =>
 export const isFailedSpan = ({ row }: SpanEntry) => isFailure(row.outcome);
 
 /** Where a bar ends on the screen: an open one now. */
-export const shownEnd = ({ start, end }: SpanEntry, now: number) => end ?? Math.max(start, now);
+export const shownEnd = ({ start, end }: Stretch, now: number) => end ?? Math.max(start, now);
 
 /** A call of which only the moment is known. */
 export const isMoment = ({ row }: SpanEntry) =>

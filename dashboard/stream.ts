@@ -130,8 +130,7 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
     tabs.send(); // what came of the stream before
     from = cursor.resumeFrom();
     tabs.send();
-    const stream = new EventSource(`/api/events/stream?include=rows&lastEventId=${from}`);
-    source = stream;
+    source = new EventSource(`/api/events/stream?include=rows&lastEventId=${from}`);
     const receive = ({ type, data, lastEventId }: MessageEvent<string>) => {
       const frame = { type, data, id: Number(lastEventId) };
       // Those that come together go together.
@@ -139,13 +138,12 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
       take(frame);
     };
     for (const type of ["reset", ...ROW_TYPES, ...EVENT_TYPES])
-      stream.addEventListener(type, receive);
-    stream.addEventListener("open", () => {
+      source.addEventListener(type, receive);
+    source.addEventListener("open", () => {
       retrySeconds = FIRST_RETRY_SECONDS;
       tell({ state: "live" });
     });
-    stream.addEventListener("error", () => {
-      if (source !== stream) return;
+    source.addEventListener("error", () => {
       close();
       retry(null);
     });

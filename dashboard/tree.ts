@@ -19,31 +19,20 @@ export interface TreeNode {
   goesOn: boolean;
 }
 
-export interface Tree {
-  /** Parents before their children, in the order of the timeline. */
-  order: TreeNode[];
-  /** In the order of the list: latest activity first. */
-  roots: TreeNode[];
-  /** By their session's id. */
-  nodes: Map<string | null, TreeNode>;
-  /** By the id of their parent, known or not. */
-  byParent: Map<string | null, TreeNode[]>;
-}
+export type Tree = ReturnType<typeof buildTree>;
 
-/** Of the sessions as they are now. */
-export const treeOf = (rows: Rows): Tree => (rows.tree ??= buildTree(rows));
+export const treeOf = (rows: Rows): Tree => (rows.tree ??= buildTree(rows.sessions));
 
-function buildTree(rows: Rows): Tree {
+function buildTree(sessions: ReadonlyMap<string, SessionEntry>) {
   const nodes = new Map<string | null, TreeNode>();
-  for (const [id, entry] of rows.sessions) {
+  for (const [id, entry] of sessions) {
     const { error_count, tool_count } = entry.row;
     const below = { error_count, tool_count, latest: entry.lastEventAt, goesOn: isLive(entry) };
     nodes.set(id, { entry, parent: null, children: [], depth: 0, ...below });
   }
   const all = [...nodes.values()].sort(byLife);
-  const parentOf = ({ entry }: TreeNode) => entry.row.parent_session_id;
   for (const node of all) {
-    node.parent = nodes.get(parentOf(node)) ?? null;
+    node.parent = nodes.get(node.entry.row.parent_session_id) ?? null;
     node.parent?.children.push(node);
   }
   const order = new Set<TreeNode>();
@@ -55,27 +44,27 @@ function buildTree(rows: Rows): Tree {
     node.parent = null;
     place(node, order);
   }
-  const ordered = [...order];
-  for (const { parent, error_count, tool_count, latest, goesOn } of ordered.toReversed())
+  for (const { parent, error_count, tool_count, latest, goesOn } of [...order].reverse())
     if (parent !== null) {
       parent.error_count += error_count;
       parent.tool_count += tool_count;
       parent.latest = Math.max(parent.latest, latest);
       parent.goesOn ||= goesOn;
     }
-  const roots = ordered
-    .filter(({ parent }) => parent === null)
-    .sort((a, b) => b.latest - a.latest || byId(a, b));
-  return { order: ordered, roots, nodes, byParent: Map.groupBy(ordered, parentOf) };
+  const roots = all.filter(({ parent }) => parent === null);
+  return {
+    /** Parents before their children, in the order of the timeline. */
+    order: [...order],
+    /** Latest activity first, as the list has them. */
+    roots: roots.sort((a, b) => b.latest - a.latest),
+    /** By their session's id. */
+    nodes,
+  };
 }
-
-const byId = (a: TreeNode, b: TreeNode) => (a.entry.row.id < b.entry.row.id ? -1 : 1);
 
 /** What goes on first, then what started later. */
-function byLife(a: TreeNode, b: TreeNode): number {
-  const life = Number(isLive(b.entry)) - Number(isLive(a.entry));
-  return life || b.entry.startedAt - a.entry.startedAt || byId(b, a);
-}
+const byLife = ({ entry: a }: TreeNode, { entry: b }: TreeNode) =>
+  Number(isLive(b)) - Number(isLive(a)) || b.startedAt - a.startedAt;
 
 /** At the end of `order`, with all below it. */
 function place(top: TreeNode, order: Set<TreeNode>): void {
@@ -89,11 +78,10 @@ function place(top: TreeNode, order: Set<TreeNode>): void {
 
 /** A session and all below it, also where they are in a circle. */
 export function familyOf(rows: Rows, id: string): Set<string> {
-  const { byParent } = treeOf(rows);
+  const below = Map.groupBy(rows.sessions.values(), ({ row }) => row.parent_session_id);
   const family = new Set([id]);
-  for (const member of family)
-    // a set's loop takes in what is added meanwhile
-    for (const { entry } of byParent.get(member) ?? []) family.add(entry.row.id);
+  // The loop takes in what is added meanwhile.
+  for (const member of family) for (const { row } of below.get(member) ?? []) family.add(row.id);
   return family;
 }
 
@@ -103,7 +91,6 @@ export const countOf = (rows: Rows, id: string, of: "error_count" | "tool_count"
 
 // ─── The list of sessions ────────────────────────────────────────────────────
 
-/** A session in the list. */
 export interface ListLine {
   session: SessionEntry;
   /** The head of the group that it is the first of: "Running 3" */

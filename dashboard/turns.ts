@@ -15,22 +15,21 @@ import {
 } from "./rows.ts";
 import { countOf, familyOf } from "./tree.ts";
 
-export interface Turn {
-  /** Of the event that began it; 0: nothing tells when it began. */
-  id: number;
-  title: string;
-  start: number;
+export type Turn = ReturnType<typeof createTurn>;
+
+/** @param id of the event that began it; 0: nothing tells when it began */
+const createTurn = (id: number, title: string, start: number) => ({
+  ...{ id, title, start, goesOn: false },
   /** So far, where it goes on. */
-  end: number;
-  goesOn: boolean;
+  end: start,
   /** By start; what else went wrong and where the context was compacted are among them. */
-  calls: SpanEntry[];
+  calls: new Array<SpanEntry>(),
   /** As the figures below with those of its agents. */
-  errorCount: number;
+  errorCount: 0,
   /** Null: not told. */
-  tokens: number | null;
-  cost: number | null;
-}
+  tokens: null as number | null,
+  cost: null as number | null,
+});
 
 /** @param told the session's turn_start and session_compacted events, oldest first */
 export function turnsOf(
@@ -40,15 +39,11 @@ export function turnsOf(
   now: number,
 ): Turn[] {
   const begun = told.filter(({ type }) => type === "turn_start");
-  begun.sort((a, b) => a.at - b.at || a.id - b.id);
-  const create = (id: number, title: string, start: number): Turn => {
-    const figures = { errorCount: 0, tokens: null, cost: null };
-    return { id, title, start, end: start, goesOn: false, calls: [], ...figures };
-  };
-  const first = create(0, begun.length === 0 ? "All calls" : "Before the first turn", startedAt);
+  const title = begun.length === 0 ? "All calls" : "Before the first turn";
+  const first = createTurn(0, title, startedAt);
   const before = Math.max(0, row.turn_count - begun.length); // that are too long ago to be here
   const titled = begun.map(({ id, fields, at }, index) =>
-    create(id, asText(fields.prompt) ?? `Turn ${before + index + 1}`, at),
+    createTurn(id, asText(fields.prompt) ?? `Turn ${before + index + 1}`, at),
   );
   const turns = [first, ...titled];
   const turnAt = (at: number) => turns.findLast(({ start }) => start <= at) ?? first;
@@ -56,7 +51,7 @@ export function turnsOf(
   const compacted = told.filter(({ type }) => type === "session_compacted").map(markOf);
   /** Agents whose own errors are in a turn: one may be sent out again. */
   const counted = new Set<string>();
-  for (const call of callsOf(rows, row.id, compacted)) {
+  for (const call of [...callsOf(rows, row.id), ...compacted].sort(byStart)) {
     const turn = turnAt(call.start);
     const child = call.row.child_session_id ?? "";
     turn.calls.push(call);
@@ -72,7 +67,7 @@ export function turnsOf(
   for (const id of familyOf(rows, row.id))
     for (const { row: model, start } of spansOf(rows, id).model) {
       const turn = turnAt(start);
-      turn.tokens = plus(turn.tokens, tokensOf(model.tokens).total);
+      turn.tokens = plus(turn.tokens, tokensOf(model.tokens));
       turn.cost = plus(turn.cost, model.cost);
     }
   const latest = turns.at(-1) ?? first;
@@ -82,7 +77,7 @@ export function turnsOf(
 }
 
 /** What a session did, by start: of an agent not also the call that spawned it, of models what runs or failed. */
-export function callsOf(rows: Rows, id: string, more: readonly SpanEntry[] = []): SpanEntry[] {
+export function callsOf(rows: Rows, id: string): SpanEntry[] {
   const { tool, agent, model, wait, mark } = spansOf(rows, id);
   const calls = new Set(tool.map(({ row }) => row.call_id));
   return [
@@ -91,23 +86,15 @@ export function callsOf(rows: Rows, id: string, more: readonly SpanEntry[] = [])
     ...model.filter((span) => isRunning(rows, span) || isFailedSpan(span)),
     ...wait.filter(({ row }) => row.call_id === null || !calls.has(row.call_id)),
     ...mark,
-    ...more,
   ].sort(byStart);
 }
 
-// ─── Tokens ──────────────────────────────────────────────────────────────────
-
 export const TOKEN_KINDS = ["input", "output", "reasoning", "cache_read", "cache_write"] as const;
 
-type Tokens = Partial<Record<(typeof TOKEN_KINDS)[number] | "total", number>>;
-
-/** @param told of a model's span, or as a fact of a session: a number, or one of each kind. Empty: it isn't told */
-export function tokensOf(told: unknown): Tokens {
-  if (typeof told === "number") return { total: told };
-  if (!isRecord(told)) return {};
-  const tokens = TOKEN_KINDS.map((kind) => [kind, Number(told[kind]) || 0] as const);
-  const total = tokens.reduce((sum, [, count]) => sum + count, 0);
-  return { ...Object.fromEntries(tokens), total };
+/** Of these kinds. @param told of a model's span: a number, or one of each kind. Null: not told */
+function tokensOf(told: unknown, kinds: readonly string[] = TOKEN_KINDS): number | null {
+  if (!isRecord(told)) return typeof told === "number" ? told : null;
+  return kinds.reduce((sum, kind) => sum + (Number(told[kind]) || 0), 0);
 }
 
 /** How much of its context the newest model of a session was given; null: not told. */
@@ -115,8 +102,7 @@ export function contextOf(rows: Rows, id: string) {
   const newest = spansOf(rows, id).model.findLast(({ row }) => isRecord(row.tokens))?.row;
   const limit = newest?.attributes?.context_limit;
   if (newest === undefined || typeof limit !== "number" || limit <= 0) return null;
-  const { input = 0, cache_read = 0, cache_write = 0 } = tokensOf(newest.tokens);
-  const used = input + cache_read + cache_write;
+  const used = tokensOf(newest.tokens, ["input", "cache_read", "cache_write"]) ?? 0;
   return { used, limit, share: Math.min(1, used / limit) };
 }
 
@@ -124,35 +110,21 @@ export function contextOf(rows: Rows, id: string) {
 const plus = (sum: number | null, value: unknown): number | null =>
   typeof value === "number" ? (sum ?? 0) + value : sum;
 
-// ─── Files ───────────────────────────────────────────────────────────────────
+export type ChangedFile = ReturnType<typeof filesOf>[number];
 
-/** A file that was changed: how often, and by how many lines; null: that isn't told. */
-export interface ChangedFile {
-  path: string;
-  edits: number;
-  additions: number | null;
-  deletions: number | null;
-}
-
-/** The files that these sessions have changed, their paths relative to `directory`. */
-export function filesOf(
-  rows: Rows,
-  family: ReadonlySet<string>,
-  directory: unknown,
-): ChangedFile[] {
+/** The files that these sessions have changed, by their paths relative to `directory`; null: not told. */
+export function filesOf(rows: Rows, family: ReadonlySet<string>, directory: unknown) {
   const root = `${asText(directory) ?? ""}/`;
-  const files = new Map<string, ChangedFile>();
-  for (const { row } of [...family].flatMap((id) => spansOf(rows, id).tool)) {
-    const told = row.attributes?.files;
-    for (const changed of Array.isArray(told) ? told.filter(isRecord) : []) {
-      const whole = asText(changed.path) ?? "";
-      const path = whole.startsWith(root) ? whole.slice(root.length) : whole;
-      const file = files.get(path) ?? { path, edits: 0, additions: null, deletions: null };
-      files.set(path, file);
-      file.edits++;
-      file.additions = plus(file.additions, changed.additions);
-      file.deletions = plus(file.deletions, changed.deletions);
-    }
-  }
-  return [...files.values()];
+  const calls = [...family].flatMap((id) => spansOf(rows, id).tool);
+  const changes = calls.flatMap(({ row }) => row.attributes?.files).filter(isRecord);
+  const files = Map.groupBy(changes, ({ path }) => {
+    const whole = asText(path) ?? "";
+    return whole.startsWith(root) ? whole.slice(root.length) : whole;
+  });
+  return [...files].map(([path, edits]) => ({
+    path,
+    edits: edits.length,
+    additions: edits.map(({ additions }) => additions).reduce(plus, null),
+    deletions: edits.map(({ deletions }) => deletions).reduce(plus, null),
+  }));
 }

@@ -32,7 +32,8 @@ const VIEW: View = {
   height: 400,
   scrollTop: 0,
   isNarrow: false,
-  keptId: null,
+  selectedId: null,
+  hoveredId: null,
 };
 
 let lastId = 0;
@@ -228,8 +229,9 @@ describe("bars", () => {
     const far = { length: 100_000, end: NOW + 100_000 };
     expect(barsIn(rows, far)).toHaveLength(2);
     expect(barsIn(rows)).toHaveLength(51);
-    const keptId = add(rows, 53, 54).row.id;
-    expect(barsIn(rows, { ...far, keptId }).at(-1)?.span.row.id).toBe(keptId);
+    const { id } = add(rows, 53, 54).row;
+    for (const kept of [{ selectedId: id }, { hoveredId: id }])
+      expect(barsIn(rows, { ...far, ...kept }).at(-1)?.span.row.id).toBe(id);
   });
 
   test("agents and waits under the models, those under the calls, marks over them", () => {
@@ -248,7 +250,7 @@ describe("bars", () => {
     expect(barAt(bars, 20, 14)?.span).toBe(tool);
   });
 
-  test("what a call waits for is drawn in its bar; where no bar tells of it, at its beginning", () => {
+  test("what a call waits for is drawn in its bar", () => {
     const rows = rowsWith({ id: "s1" });
     const asking = add(rows, 100, 300, { call_id: "a", waited_ms: 90 });
     add(rows, 200, 400, { call_id: "b", waited_ms: 50 });
@@ -257,13 +259,13 @@ describe("bars", () => {
     add(rows, 550, null, { kind: "wait", call_id: "c" });
     add(rows, 10, 20, { kind: "wait", call_id: "elsewhere" });
     const bars = barsIn(rows);
-    expect(bars.map(({ span: { row }, x, waitedPx }) => [row.kind, x, waitedPx])).toEqual([
-      ["wait", 10, undefined],
-      ["tool", 100, 0],
-      ["wait", 120, undefined],
-      ["tool", 200, 50],
-      ["tool", 500, 0],
-      ["wait", 550, undefined],
+    expect(bars.map(({ span: { row }, x }) => [row.kind, x])).toEqual([
+      ["wait", 10],
+      ["tool", 100],
+      ["wait", 120],
+      ["tool", 200],
+      ["tool", 500],
+      ["wait", 550],
     ]);
     const [, call, inCall, , , open] = bars;
     expect(call?.span).toBe(asking);
@@ -274,7 +276,7 @@ describe("bars", () => {
       undefined,
       110,
       undefined,
-      50,
+      0,
       400,
       undefined,
     ]);

@@ -43,14 +43,6 @@ const OUTCOMES: Partial<Record<string, Sign>> = {
   denied: { path: NO_ENTRY, fill: "--surface", stroke: "--ink-2", lineWidth: 1.5 },
 };
 
-/** What a picture shows. */
-export interface Scene {
-  view: View;
-  lanes: readonly Lane[];
-  selectedId: number | null;
-  hoveredId: number | null;
-}
-
 /** A canvas to draw on, as wide as the window. */
 interface Brush {
   context: CanvasRenderingContext2D;
@@ -58,42 +50,33 @@ interface Brush {
   color: (name: Color) => string;
 }
 
-/** Draws, and says what it has drawn where. */
+/** Draws these lanes, and says what it has drawn where. */
 export function drawTimeline(
-  context: CanvasRenderingContext2D,
+  brush: Brush,
   axis: CanvasRenderingContext2D,
-  color: Brush["color"],
-  { view, lanes, selectedId, hoveredId }: Scene,
+  lanes: readonly Lane[],
 ): Bar[] {
-  const brush = { context, view, color };
+  const { context, view } = brush;
   const ticks = ticksOf(view, new Date(view.end).getTimezoneOffset() * MINUTE_MS);
   context.clearRect(0, 0, view.width, view.height);
   for (const tick of ticks) drawLine(brush, toX(view, tick.at), "--grid");
-  const drawn: Bar[] = [];
-  for (const lane of lanes) {
-    const top = lane.top - view.scrollTop;
-    if (top + lane.height < 0 || top > view.height) continue;
-    drawGround(brush, lane);
-    const bars = barsOf(lane, view);
-    for (const bar of bars) drawBar(brush, bar);
-    drawn.push(...bars);
-  }
+  for (const lane of lanes) drawGround(brush, lane);
+  const drawn = lanes.flatMap((lane) => barsOf(lane, view));
+  for (const bar of drawn) drawBar(brush, bar);
   drawLine(brush, toX(view, view.now), "--accent");
   for (const bar of drawn) {
     const { id } = bar.span.row;
-    if (id === hoveredId) strokeBox(brush, bar, "--ink", 1, 1.5);
-    if (id === selectedId) strokeBox(brush, bar, "--accent", 2, 1.5);
+    if (id === view.hoveredId) strokeBox(brush, bar, "--ink", 1, 1.5);
+    if (id === view.selectedId) strokeBox(brush, bar, "--accent", 2, 1.5);
   }
   drawAxis({ ...brush, context: axis }, ticks);
   return drawn;
 }
 
 function drawGround(brush: Brush, lane: Lane): void {
-  const { context, color, view } = brush;
-  if (lane.depth === 0 && lane.top > 0) {
-    context.fillStyle = color("--grid");
-    context.fillRect(0, Math.round(lane.top - view.scrollTop), view.width, 1);
-  }
+  const { view } = brush;
+  const line = { x: 0, y: Math.round(lane.top - view.scrollTop), width: view.width, height: 1 };
+  if (lane.depth === 0 && lane.top > 0) fillBox(brush, line, "--grid");
   const ground = groundOf(lane, view);
   if (ground !== null) fillBox(brush, ground, "--lane", 4);
 }
@@ -101,7 +84,6 @@ function drawGround(brush: Brush, lane: Lane): void {
 // ─── Bars ────────────────────────────────────────────────────────────────────
 
 function drawBar(brush: Brush, bar: Bar): void {
-  const { context, color } = brush;
   const { x, y, width, height, span } = bar;
   const { kind, outcome } = span.row;
   if (kind === "mark") return drawSign(brush, CROSS, x + width / 2, y + height / 2);
@@ -114,26 +96,23 @@ function drawBar(brush: Brush, bar: Bar): void {
   }
   const sign = OUTCOMES[outcome ?? ""];
   if (sign !== undefined) drawSign(brush, sign, x, y);
-  if (outcome !== "cancelled") return;
-  context.fillStyle = color("--ink-2");
-  context.fillRect(x + width - 1, y - 3, 3, height + 6);
+  const atEnd = { x: x + width - 1, y: y - 3, width: 3, height: height + 6 };
+  if (outcome === "cancelled") fillBox(brush, atEnd, "--ink-2");
 }
 
 function drawAgent(brush: Brush, bar: Bar): void {
   const { context } = brush;
-  const { span, x, y, width, height } = bar;
-  const color = isFailedSpan(span) ? "--failed" : "--agent";
+  const color = isFailedSpan(bar.span) ? "--failed" : "--agent";
   context.globalAlpha = 0.2;
   fillBox(brush, bar, color, 3);
   context.globalAlpha = 1;
-  context.fillStyle = brush.color(color);
-  context.fillRect(x, y, Math.min(3, width), height);
+  fillBox(brush, { ...bar, width: Math.min(3, bar.width) }, color);
   strokeBox(brush, bar, color);
 }
 
 function drawTool(brush: Brush, bar: Bar): void {
   const { context } = brush;
-  const { span, x, y, width, height, waitedPx = 0, freePx = 0 } = bar;
+  const { span, x, y, width, height, freePx = 0 } = bar;
   const failed = isFailedSpan(span);
   if (isMoment(span)) {
     const stroke = failed ? "--failed" : "--ink-2";
@@ -141,7 +120,6 @@ function drawTool(brush: Brush, bar: Bar): void {
   }
   const { name, text } = span.row;
   fillBox(brush, bar, failed ? "--failed" : `--${toolFamily(name)}`, 2);
-  if (waitedPx >= 1) fillWait(brush, { ...bar, width: waitedPx });
   // A name that is cut says less than none; of what it was called with a part says something.
   const room = width - freePx - 8 - context.measureText(shown(name)).width;
   if (room < 0) return;
@@ -160,7 +138,7 @@ function drawSign({ context, color }: Brush, sign: Sign, x: number, y: number): 
   context.restore();
 }
 
-function fillBox({ context, color }: Brush, box: Box, fill: Color, radius: number): void {
+function fillBox({ context, color }: Brush, box: Box, fill: Color, radius = 0): void {
   const { x, y, width, height } = box;
   context.fillStyle = color(fill);
   if (width < 4) return context.fillRect(x, y, width, height);
@@ -210,11 +188,9 @@ function drawText({ context, color, view }: Brush, text: string, box: Box): void
 
 /** As much of `text` as fits into `room` pixels. */
 function fitText(context: CanvasRenderingContext2D, text: string, room: number): string {
-  // No glyph of the fonts used is narrower than 2 px: what is far too long is never measured.
-  let start = text.slice(0, Math.ceil(room / 2));
-  const { width } = context.measureText(start);
-  if (start === text && width <= room) return text;
-  start = start.slice(0, Math.floor((start.length * room) / width));
+  const { width } = context.measureText(text);
+  if (width <= room) return text;
+  let start = text.slice(0, Math.floor((text.length * room) / width));
   while (start !== "" && context.measureText(`${start}…`).width > room) start = start.slice(0, -1);
   return start.length < 2 ? "" : `${start.trimEnd()}…`;
 }
@@ -222,12 +198,12 @@ function fitText(context: CanvasRenderingContext2D, text: string, room: number):
 // ─── Over the bars, and the axis ─────────────────────────────────────────────
 
 /** At a time, over the whole height. */
-function drawLine({ context, color, view }: Brush, x: number, ink: Color): void {
-  context.fillStyle = color(ink);
-  context.fillRect(Math.round(x), 0, 1, view.height);
+function drawLine(brush: Brush, x: number, ink: Color): void {
+  fillBox(brush, { x: Math.round(x), y: 0, width: 1, height: brush.view.height }, ink);
 }
 
-function drawAxis({ context, color, view }: Brush, ticks: ReturnType<typeof ticksOf>): void {
+function drawAxis(brush: Brush, ticks: ReturnType<typeof ticksOf>): void {
+  const { context, color, view } = brush;
   const { width, length } = view;
   context.clearRect(0, 0, width, AXIS_PX);
   const nowX = toX(view, view.now);
@@ -236,15 +212,14 @@ function drawAxis({ context, color, view }: Brush, ticks: ReturnType<typeof tick
     const text = isDay ? formatDay(at) : timeOf(at, length);
     const right = x + 5 + context.measureText(text).width;
     if (right > width || (right > nowX - 26 && x < nowX + 26)) continue;
-    context.fillStyle = color("--grid");
-    context.fillRect(Math.round(x), AXIS_PX - 8, 1, 8);
+    fillBox(brush, { x: Math.round(x), y: AXIS_PX - 8, width: 1, height: 8 }, "--grid");
     context.fillStyle = color("--ink-2");
     context.fillText(text, x + 5, AXIS_PX / 2 + 1);
   }
   if (nowX < 0 || nowX > width) return;
   const pill = { y: 4, width: context.measureText("now").width + 10, height: AXIS_PX - 8 };
   const x = Math.min(nowX - pill.width / 2, width - pill.width);
-  fillBox({ context, color, view }, { ...pill, x }, "--accent", 4);
+  fillBox(brush, { ...pill, x }, "--accent", 4);
   context.fillStyle = color("--surface");
   context.fillText("now", x + 5, AXIS_PX / 2 + 1);
 }

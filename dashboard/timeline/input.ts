@@ -1,6 +1,6 @@
 /** What the person does in the timeline: pointer, wheel and keys, as calls of what they mean. */
 
-import type { Bar, WalkKey } from "./layout.ts";
+import type { Bar } from "./layout.ts";
 import { clamp, type createWindow } from "./window.ts";
 
 const ZOOM_STEP = 1.5;
@@ -10,7 +10,7 @@ const CLICK_PX = 4;
 /** What pointer, wheel and keys do, beside moving the window. */
 export interface TimelineActions extends ReturnType<typeof createWindow> {
   barAt: (point: Point) => Bar | null;
-  walk: (key: WalkKey) => void;
+  walk: (key: string) => void;
   select: (bar: Bar | null) => void;
   /** Where the pointer is; null: it isn't on the canvas, or moves it. */
   hover: (point: Point | null) => void;
@@ -18,7 +18,6 @@ export interface TimelineActions extends ReturnType<typeof createWindow> {
   scrollBy: (px: number) => void;
 }
 
-/** On the canvas. */
 export interface Point {
   x: number;
   y: number;
@@ -33,10 +32,8 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
   let isDragging = false;
   let isPanning = false;
 
-  const pointOf = (event: MouseEvent): Point => {
-    const box = canvas.getBoundingClientRect();
-    const isTouch = event instanceof PointerEvent && event.pointerType !== "mouse";
-    return { x: event.clientX - box.left, y: event.clientY - box.top, isTouch };
+  const pointOf = ({ offsetX: x, offsetY: y, pointerType }: PointerEvent): Point => {
+    return { x, y, isTouch: pointerType !== "mouse" };
   };
   const timeAt = (x: number) => {
     const { end, length } = actions.now();
@@ -62,10 +59,7 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
   canvas.addEventListener("pointermove", (event) => {
     const point = pointOf(event);
     const last = pointers.get(event.pointerId);
-    if (last === undefined) {
-      canvas.classList.toggle("on-bar", actions.barAt(point) !== null);
-      return actions.hover(point);
-    }
+    if (last === undefined) return actions.hover(point);
     const dx = Math.abs(point.x - pressedAt.x);
     isPanning ||= dx >= CLICK_PX;
     isDragging ||= isPanning || Math.abs(point.y - pressedAt.y) >= CLICK_PX;
@@ -96,13 +90,13 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
   canvas.addEventListener(
     "wheel",
     (event) => {
-      const { deltaX, deltaY, ctrlKey } = event;
+      const { deltaX, deltaY, ctrlKey, offsetX } = event;
       const isPageScrolling = document.documentElement.scrollHeight > innerHeight + 1;
       const isSideways = Math.abs(deltaX) > Math.abs(deltaY);
       if (isPageScrolling && !isSideways && !ctrlKey) return;
       event.preventDefault();
       if (isSideways) return actions.pan(deltaX / canvas.clientWidth);
-      const anchor = actions.follows() ? undefined : timeAt(pointOf(event).x);
+      const anchor = actions.follows() ? undefined : timeAt(offsetX);
       actions.zoom(Math.exp(clamp(deltaY, -100, 100) / 300), anchor);
     },
     { passive: false },
@@ -113,10 +107,6 @@ export function listenToKeys(scroller: HTMLElement, actions: TimelineActions): v
   const zoomIn = () => actions.zoom(1 / ZOOM_STEP);
   const zoomOut = () => actions.zoom(ZOOM_STEP);
   const keys: Record<string, () => void> = {
-    ArrowLeft: () => actions.walk("ArrowLeft"),
-    ArrowRight: () => actions.walk("ArrowRight"),
-    ArrowUp: () => actions.walk("ArrowUp"),
-    ArrowDown: () => actions.walk("ArrowDown"),
     "+": zoomIn,
     "=": zoomIn, // the same key without shift
     "-": zoomOut,
@@ -129,7 +119,8 @@ export function listenToKeys(scroller: HTMLElement, actions: TimelineActions): v
   };
   scroller.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target !== scroller) return;
-    const act = keys[event.key] ?? keys[event.key.toLowerCase()];
+    const walk = event.key.startsWith("Arrow") ? () => actions.walk(event.key) : undefined;
+    const act = walk ?? keys[event.key] ?? keys[event.key.toLowerCase()];
     if (act === undefined) return;
     act();
     event.preventDefault();

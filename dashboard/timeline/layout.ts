@@ -1,17 +1,19 @@
 /** Where everything stands in the timeline: lanes, bars, ticks. Pure: tested without a browser. */
 
 import { oneLine } from "../events.ts";
-import { HOUR_MS, MINUTE_MS, SECOND_MS, sessionName } from "../format.ts";
+import { HOUR_MS, MINUTE_MS, SECOND_MS } from "../format.ts";
 import {
-  EMPTY_GROUP,
   type Rows,
   type SessionEntry,
   type SpanEntry,
   type SpanGroup,
+  type Stretch,
   byStart,
+  emptyGroup,
   endOf,
   isFailedSpan,
   isShown,
+  labelOf,
   shownEnd,
   spansOf,
   toolsOf,
@@ -60,18 +62,20 @@ export interface View extends Window {
   scrollTop: number;
   /** The labels stand over the lanes. */
   isNarrow: boolean;
-  /** Drawn also where it falls on pixels that are taken: it is selected. */
-  keptId: number | null;
+  /** Drawn also where they fall on pixels that are taken. */
+  selectedId: number | null;
+  /** Where the pointer is, or the arrow keys. */
+  hoveredId: number | null;
 }
 
 export const toX = ({ end, length, width }: View, ms: number): number =>
   ((ms - end + length) / length) * width;
 
+const isInWindow = ({ end, length, now }: View, stretch: Stretch): boolean =>
+  stretch.start <= end && shownEnd(stretch, now) >= end - length;
+
 /** The lines of the axis. @param offset of the viewer's zone in milliseconds: days and hours are theirs, not UTC's */
-export function ticksOf(
-  { end, length, width }: View,
-  offset: number,
-): { at: number; isDay: boolean }[] {
+export function ticksOf({ end, length, width }: View, offset: number) {
   const step =
     TICKS_MS.find((candidate) => (candidate / length) * width >= MIN_TICK_PX) ?? 672 * HOUR_MS;
   const ticks = [];
@@ -82,8 +86,8 @@ export function ticksOf(
 
 // ─── Lanes ───────────────────────────────────────────────────────────────────
 
-/** A row of the timeline: a session, or a subagent of it, with what is drawn there, and where it stands. */
-export interface Lane {
+/** A row of the timeline: a session, or a subagent of it, with what is drawn there. */
+interface LaneHead {
   key: string;
   session: SessionEntry;
   kind: "session" | "agent";
@@ -93,18 +97,9 @@ export interface Lane {
   badge: string | null;
   /** Its agents are those that work here: several where they follow each other. */
   spans: Readonly<SpanGroup>;
-  /** Those in the window, each with its row. */
-  calls: { span: SpanEntry; slot: number }[];
-  /** In pixels below the top of the first lane. */
-  top: number;
-  height: number;
-  /** Of the rows of its calls together, and of each. */
-  rowsTop: number;
-  rowsHeight: number;
-  rowHeight: number;
 }
 
-type LaneHead = Pick<Lane, "key" | "session" | "kind" | "depth" | "label" | "badge" | "spans">;
+export type Lane = ReturnType<typeof placeLane>;
 
 /**
  * The lanes with something in the window. What goes on stands above what has ended, what started
@@ -112,28 +107,27 @@ type LaneHead = Pick<Lane, "key" | "session" | "kind" | "depth" | "label" | "bad
  */
 export function lanesOf(rows: Rows, view: View): Lane[] {
   const { order, nodes } = treeOf(rows);
-  const isInWindow = (from: number, to: number) => from <= view.end && to >= view.end - view.length;
+  const agents = order.flatMap(({ entry }) => spansOf(rows, entry.row.id).agent);
+  /** Those whose work is a session below, which has a lane; the others have lanes of their own. */
+  const withSession = Map.groupBy(agents, ({ row }) => {
+    const child = nodes.get(row.child_session_id ?? "");
+    return child?.parent?.entry.row.id === row.session_id ? child : null;
+  });
+  const others = withSession.get(null)?.filter((span) => isInWindow(view, span)) ?? [];
+  const othersOf = Map.groupBy(others, ({ row }) => row.session_id);
   const shown = new Set<TreeNode>();
-  /** Of the sessions that are their work; the others have lanes below the session that sent them out. */
-  const agentsOf = new Map<TreeNode, SpanEntry[]>();
-  const othersOf = new Map<TreeNode, SpanEntry[]>();
   for (const node of order.toReversed()) {
     const { entry, parent } = node;
-    for (const span of spansOf(rows, entry.row.id).agent) {
-      const child = nodes.get(span.row.child_session_id ?? "");
-      const [agents, of] = child?.parent === node ? [agentsOf, child] : [othersOf, node];
-      if (agents === agentsOf || isInWindow(span.start, shownEnd(span, view.now)))
-        agents.set(of, [...(agents.get(of) ?? []), span]);
-    }
-    if (isInWindow(entry.startedAt, endOf(entry, view.now)) || othersOf.has(node)) shown.add(node);
+    const stretch = { start: entry.startedAt, end: endOf(entry, view.now) };
+    if (isInWindow(view, stretch) || othersOf.has(entry.row.id)) shown.add(node);
     if (shown.has(node) && parent !== null) shown.add(parent);
   }
   let top = 0;
   return order
     .filter((node) => shown.has(node) && isShown(rows, node.entry.row.id))
     .flatMap((node) => [
-      sessionLane(rows, node, agentsOf.get(node) ?? []),
-      ...agentLanes(node, othersOf.get(node) ?? [], view.now),
+      sessionLane(rows, node, withSession.get(node) ?? []),
+      ...agentLanes(node, othersOf.get(node.entry.row.id) ?? [], view.now),
     ])
     .map((head) => {
       const lane = placeLane(head, top, view);
@@ -142,7 +136,8 @@ export function lanesOf(rows: Rows, view: View): Lane[] {
     });
 }
 
-function placeLane(head: LaneHead, top: number, view: View): Lane {
+/** @param top in pixels below that of the first lane, as `rowsTop`, where the rows of its calls begin */
+function placeLane(head: LaneHead, top: number, view: View) {
   const { calls, rowCount } = packCalls(head.spans.tool, view);
   const wider = view.width < WIDE_PX ? 0 : WIDE_ROW_PX;
   const rowHeight = ROW_PX[rowCount > 1 ? "shared" : head.kind] + wider;
@@ -153,15 +148,14 @@ function placeLane(head: LaneHead, top: number, view: View): Lane {
   return { ...head, calls, top, height, rowsTop, rowsHeight, rowHeight };
 }
 
-/** A call has the first row that is free when it begins. */
+/** The calls in the window; each has the first row that is free when it begins. */
 function packCalls(tools: readonly SpanEntry[], view: View) {
   const hairline = view.length * HAIRLINE_SHARE;
   const takenTo: number[] = [];
-  const calls: Lane["calls"] = [];
+  const calls = new Array<{ span: SpanEntry; slot: number }>();
   for (const span of tools) {
+    if (!isInWindow(view, span)) continue;
     const end = shownEnd(span, view.now);
-    if (end < view.end - view.length) continue;
-    if (span.start > view.end) break;
     let slot = takenTo.findIndex((until) => until <= span.start);
     const mayOpen = takenTo.length < (end - span.start < hairline ? 1 : MAX_SLOTS);
     if (slot < 0) slot = takenTo.length - (mayOpen ? 0 : 1);
@@ -179,13 +173,13 @@ function sessionLane(rows: Rows, { entry, depth }: TreeNode, agent: SpanEntry[])
     session: entry,
     kind: agent.length === 0 ? "session" : "agent",
     depth,
-    ...namesOf(agent, sessionName(entry.row)),
+    ...namesOf(agent, labelOf(entry)),
     spans: { ...spans, tool: toolsOf(rows, id), agent, model: answered(spans) },
   };
 }
 
 /** An agent is called by its task, beside it its type; where several follow each other, it is the last one's. */
-function namesOf(agents: readonly SpanEntry[], other?: string): Pick<Lane, "label" | "badge"> {
+function namesOf(agents: readonly SpanEntry[], other?: string) {
   const { name = null, text = null } = agents.at(-1)?.row ?? {};
   const label = (text === null ? other : oneLine(text)) ?? name ?? "";
   return { label, badge: name === label ? null : name };
@@ -222,7 +216,7 @@ function agentLanes({ entry, depth }: TreeNode, agents: SpanEntry[], now: number
       kind: "agent",
       depth: depth + 1,
       ...namesOf(agent),
-      spans: { ...EMPTY_GROUP, agent },
+      spans: { ...emptyGroup(), agent },
     }))
     .sort((a, b) => runs(b) - runs(a) || startOf(b) - startOf(a));
 }
@@ -230,20 +224,12 @@ function agentLanes({ entry, depth }: TreeNode, agents: SpanEntry[], now: number
 // ─── Bars ────────────────────────────────────────────────────────────────────
 
 /** In pixels of the canvas. */
-export interface Box {
-  x: number;
-  y: number;
-  width: number;
-  height: number;
-}
+export type Box = Pick<DOMRect, "x" | "y" | "width" | "height">;
 
-/** A span on the screen. */
 export interface Bar extends Box {
   span: SpanEntry;
   lane: Lane;
-  /** Of a call, at its beginning: waiting of which no bar tells. */
-  waitedPx?: number;
-  /** How far from its left all waiting is over, and its name has room. */
+  /** Of a call: how far from its left all waiting is over, and its name has room. */
   freePx?: number;
 }
 
@@ -267,22 +253,22 @@ export function groundOf({ key, session, rowsTop, rowsHeight }: Lane, view: View
 export function barsOf(lane: Lane, view: View): Bar[] {
   const { spans, rowsHeight: height, rowHeight } = lane;
   const y = lane.rowsTop - view.scrollTop;
+  const keptIds = [view.selectedId, view.hoveredId];
   /** Up to where there are bars already, by how far from above. */
   const takenTo = new Map<number, number>();
 
   function seenOf(y: number, height: number, all: readonly SpanEntry[] = []): Bar[] {
-    return all.flatMap((span) => {
-      const to = shownEnd(span, view.now);
-      if (to < view.end - view.length || span.start > view.end) return [];
-      const { x, width } = stretchOf(view, span.start, to);
-      return [{ span, lane, x, y, width: Math.max(MIN_BAR_PX, width), height }];
+    const seen = all.filter((span) => isInWindow(view, span));
+    return seen.map((span) => {
+      const { x, width } = stretchOf(view, span.start, shownEnd(span, view.now));
+      return { span, lane, x, y, width: Math.max(MIN_BAR_PX, width), height };
     });
   }
 
   function place(y: number, height: number, all: readonly SpanEntry[]): Bar[] {
     return seenOf(y, height, all).filter(({ span, x, width }) => {
       const taken = takenTo.get(y) ?? -Infinity;
-      const isKept = isFailedSpan(span) || span.row.id === view.keptId;
+      const isKept = isFailedSpan(span) || keptIds.includes(span.row.id);
       if (width === MIN_BAR_PX && x + width < taken + 1 && !isKept) return false;
       takenTo.set(y, Math.max(taken, x + width));
       return true;
@@ -300,10 +286,8 @@ export function barsOf(lane: Lane, view: View): Bar[] {
     // A gap of one pixel, where there is room, keeps calls apart that follow at once.
     const width = bar.width > 4 && span.end !== null ? bar.width - 1 : bar.width;
     const asked = seenOf(bar.y, rowHeight, waits.get(span.row.call_id));
-    const untold = asked.length > 0 ? 0 : (span.row.waited_ms ?? 0);
-    const waitedPx = clamp(toX(view, span.start + untold) - x, 0, width);
-    const freePx = Math.max(waitedPx, ...asked.map((wait) => wait.x + wait.width - x));
-    return [{ ...bar, width, waitedPx, freePx }, ...asked];
+    const freePx = Math.max(0, ...asked.map((wait) => wait.x + wait.width - x));
+    return [{ ...bar, width, freePx }, ...asked];
   }
 
   const agentsAndWaits = [...spans.agent, ...spans.wait.filter((span) => !isOfCall(span))];
@@ -334,8 +318,6 @@ export function barAt(bars: readonly Bar[], x: number, y: number, isTouch = fals
 
 // ─── Walking ─────────────────────────────────────────────────────────────────
 
-export type WalkKey = "ArrowLeft" | "ArrowRight" | "ArrowUp" | "ArrowDown";
-
 /** All that is drawn in a lane, by start. */
 const spansIn = ({ spans }: Lane) => Object.values(spans).flat().sort(byStart);
 
@@ -343,12 +325,8 @@ const spansIn = ({ spans }: Lane) => Object.values(spans).flat().sort(byStart);
 export const laneOf = (lanes: readonly Lane[], id: number): Lane | undefined =>
   lanes.find((lane) => spansIn(lane).some(({ row }) => row.id === id));
 
-/** The span that an arrow key leads to: left and right in the lane, up and down to the nearest in time. */
-export function walk(
-  lanes: readonly Lane[],
-  selectedId: number | null,
-  key: WalkKey,
-): SpanEntry | undefined {
+/** Where an arrow key leads to: left and right in the lane, up and down to the nearest in time. */
+export function walk(lanes: readonly Lane[], selectedId: number | null, key: string) {
   const isSelected = ({ row }: SpanEntry) => row.id === selectedId;
   const stops = lanes.map(spansIn).filter((spans) => spans.length > 0);
   const at = stops.findIndex((spans) => spans.some(isSelected));

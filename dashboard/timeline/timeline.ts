@@ -67,12 +67,6 @@ export function createTimeline(options: TimelineOptions) {
   /** As of the last event: reading it from the elements would ask for a layout. */
   const screen = { width: 0, height: 0, scrollTop: 0, isNarrow: false };
 
-  function openSpan({ row }: SpanEntry): void {
-    const child = row.child_session_id;
-    openSession(child !== null && rows().sessions.has(child) ? child : row.session_id, row.id);
-  }
-
-  /** Selects it, on the page and in the address. */
   function select(span: SpanEntry | null): void {
     cursorId = null;
     soughtId = null;
@@ -120,9 +114,12 @@ export function createTimeline(options: TimelineOptions) {
       requestDraw();
     },
     enter() {
-      const span = rows().spans.get(cursorId ?? selectedId ?? 0);
-      if (span?.row.id === selectedId) openSpan(span);
-      else if (span !== undefined) select(span);
+      const { spans, sessions } = rows();
+      const span = spans.get(cursorId ?? selectedId ?? 0);
+      if (span === undefined) return;
+      const { id, session_id, child_session_id } = span.row;
+      if (id !== selectedId) return select(span);
+      openSession(sessions.get(child_session_id ?? "")?.row.id ?? session_id, id);
     },
     scrollBy: (px) => scroller.scrollBy(0, px),
   };
@@ -146,27 +143,32 @@ export function createTimeline(options: TimelineOptions) {
   function draw(): void {
     if (screen.width === 0 || screen.height === 0) return;
     const at = now();
-    const view = { ...window.at(at), ...screen, now: at, keptId: cursorId ?? selectedId };
+    const hovered = pointer && actions.barAt(pointer);
+    const hoveredId = hovered?.span.row.id ?? cursorId;
+    canvas.classList.toggle("on-bar", hovered !== null);
+    const view = { ...window.at(at), ...screen, now: at, selectedId, hoveredId };
     const { coveredFrom, spans } = rows();
     lanes = lanesOf(rows(), view);
-    const last = lanes.at(-1);
-    const needed = last === undefined ? 0 : last.top + last.height;
+    const { top, height } = lanes.at(-1) ?? { top: 0, height: 0 };
+    const needed = top + height;
     const isSmall = window.fits() && needed < lanesHeight * SHRINK_SHARE;
     if (isSmall || needed > lanesHeight) lanesHeight = needed;
     body.style.height = `${lanesHeight}px`;
     emptyNote.hidden = lanes.length > 0;
 
-    const hovered = pointer && actions.barAt(pointer);
-    const hoveredId = hovered?.span.row.id ?? cursorId;
-    drawn = drawTimeline(context, axisContext, color, { view, lanes, selectedId, hoveredId });
-    const kept = isTold ? drawn.find(({ span }) => span.row.id === view.keptId) : undefined;
-    const told = pointer === null ? kept : hovered;
+    const bottom = screen.scrollTop + screen.height;
+    const seen = lanes.filter(
+      (lane) => lane.top + lane.height >= screen.scrollTop && lane.top <= bottom,
+    );
+    drawn = drawTimeline({ context, color, view }, axisContext, seen);
+    const isCursor = ({ span }: Bar) => span.row.id === (cursorId ?? selectedId);
+    const told = pointer === null ? isTold && drawn.find(isCursor) : hovered;
     readout.hidden = !told;
     if (told) {
       placeReadout(told); // first: it reads the layout, which writing changes
       words.writeReadout(rows(), told.span, at);
     }
-    words.writeLabels(lanes, view);
+    words.writeLabels(seen, at);
     const isMissing = coveredFrom > view.end - view.length;
     const missing = isMissing ? formatMoment(coveredFrom, at) : null;
     words.writeNote(lanes, writeButtons() ? null : view.length, missing);
@@ -205,12 +207,10 @@ export function createTimeline(options: TimelineOptions) {
     },
     /** In how many milliseconds the picture will be another though nothing has been received; null: never. */
     nextDraw(): number | null {
-      const { end, length } = window.now();
-      const moves =
-        window.follows() ||
-        lanes.some(({ session }) => session.lastEventAt <= end && isLive(session));
+      const moves = window.follows() || lanes.some(({ session }) => isLive(session));
       if (!moves || screen.width === 0) return null;
-      return clamp(length / screen.width, reducedMotion.matches ? SECOND_MS : MOVE_MS, SECOND_MS);
+      const pixelMs = window.now().length / screen.width;
+      return clamp(pixelMs, reducedMotion.matches ? SECOND_MS : MOVE_MS, SECOND_MS);
     },
   };
 }

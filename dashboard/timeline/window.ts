@@ -43,9 +43,7 @@ export function windowOf(from: number, to: number, now: number): Window {
 /**
  * The window around what goes on, or went on last: all work up to the latest pause. Waiting for the
  * person is a pause, of which some is seen. Of a session's page it is the whole session, where its latest
- * work is seen in it.
- *
- * @returns null: there are no sessions
+ * work is seen in it. Null: there are no sessions.
  */
 export function fitted(rows: Rows, now: number): { window: Window; follows: boolean } | null {
   const isOverview = rows.family.size === 0;
@@ -55,14 +53,12 @@ export function fitted(rows: Rows, now: number): { window: Window; follows: bool
   const work = sessions.flatMap(({ row: { id, waiting_since } }) => {
     const { tool, model, agent } = spansOf(rows, id);
     const until = waiting_since === null ? now : Date.parse(waiting_since);
-    return [...tool, ...model, ...agent].map(
-      (span) => [span.start, shownEnd(span, until)] as const,
-    );
+    return [...tool, ...model, ...agent].map((span) => ({ ...span, end: shownEnd(span, until) }));
   });
-  work.sort(([, a], [, b]) => b - a);
-  const last = work[0]?.[1] ?? Math.max(...sessions.map(({ lastEventAt }) => lastEventAt));
+  work.sort((a, b) => b.end - a.end);
+  const last = work[0]?.end ?? Math.max(...sessions.map(({ lastEventAt }) => lastEventAt));
   let [from, to] = [last, last];
-  for (const [start, end] of work) {
+  for (const { start, end } of work) {
     if (end < from - PAUSE_MS) break;
     from = Math.min(from, start);
   }
@@ -88,13 +84,12 @@ export function fitted(rows: Rows, now: number): { window: Window; follows: bool
 export function createWindow(rows: () => Rows, now: () => number, changed: () => void) {
   let shown: Window = { length: MAX_FITTED_MS, end: now() + MAX_FITTED_MS * NOW_MARGIN };
   let follows = true;
-  /** Around what goes on, until the person moves it. */
-  let fits = true;
-  let fittedAt = -Infinity;
+  /** When it was last put around what goes on; null: the person has moved it. */
+  let fittedAt: number | null = -Infinity;
 
   function set(next: Window): void {
     shown = next;
-    fits = false;
+    fittedAt = null;
     changed();
   }
 
@@ -104,27 +99,24 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
     set(windowOf(from, to, now()));
   }
 
-  function refit(at: number): void {
-    fittedAt = at;
-    ({ window: shown, follows } = fitted(rows(), at) ?? { window: shown, follows });
-  }
-
   return {
     show,
     fit(): void {
-      fits = true;
       fittedAt = -Infinity;
       changed();
     },
     /** As it is; where it moves by itself, as it is at `at`. */
     at(at: number): Window {
-      if (fits && at - fittedAt >= REFIT_MS) refit(at);
+      if (fittedAt !== null && at - fittedAt >= REFIT_MS) {
+        fittedAt = at;
+        ({ window: shown, follows } = fitted(rows(), at) ?? { window: shown, follows });
+      }
       if (follows) shown = { ...shown, end: at + shown.length * NOW_MARGIN };
       return shown;
     },
     now: (): Window => shown,
     follows: () => follows,
-    fits: () => fits,
+    fits: () => fittedAt !== null,
     toggleFollow(): void {
       follows = !follows;
       set(shown);
@@ -142,7 +134,7 @@ export function createWindow(rows: () => Rows, now: () => number, changed: () =>
     },
     /** This long: up to now, unless the person has moved it elsewhere. */
     setLength(length: number): void {
-      follows ||= fits;
+      follows ||= fittedAt !== null;
       const to = follows ? now() + length * NOW_MARGIN : shown.end;
       set(windowOf(to - length, to, now()));
     },

@@ -1,18 +1,19 @@
 /** The timeline in words: the labels of the lanes, the readout of a bar, the list inside the canvas for those who don't see it. */
 
 import { sessionHref } from "../address.ts";
-import { byId, create, createList, part, setAttribute, setText } from "../dom.ts";
+import { byId, create, createList, fill, set, setText } from "../dom.ts";
 import { EVENT_LABELS, argsSummary, isEventType, outcomeWord } from "../events.ts";
+import { formatAge, formatDuration, formatMoment, formatNoun, joined } from "../format.ts";
 import {
-  formatAge,
-  formatDuration,
-  formatMoment,
-  formatNoun,
-  joined,
-  sessionName,
-} from "../format.ts";
-import { type Rows, type SpanEntry, isFailedSpan, isMoment, shownEnd, statusOf } from "../rows.ts";
-import type { Bar, Lane, View } from "./layout.ts";
+  type Rows,
+  type SpanEntry,
+  isFailedSpan,
+  isMoment,
+  labelOf,
+  shownEnd,
+  statusOf,
+} from "../rows.ts";
+import type { Bar, Lane } from "./layout.ts";
 
 /** Bars told as text inside the canvas, and how often that list is written anew. */
 const MAX_TEXT_ITEMS = 60;
@@ -24,53 +25,48 @@ export function describe(rows: Rows, span: SpanEntry, now: number): string[] {
   const running = row.kind === "wait" ? "not answered yet" : "running";
   const session = rows.sessions.get(row.session_id);
   const to = end === null ? "now" : formatMoment(end, now);
+  const how = end === null ? running : outcomeWord(row.outcome, row.attributes?.exit_code);
+  const waited = row.waited_ms && `${formatDuration(row.waited_ms)} of it waiting for you`;
+  const [length, when] = isMoment(span)
+    ? ["length not known", to]
+    : [formatDuration(shownEnd(span, now) - start), `${formatMoment(start, now)} to ${to}`];
   return [
-    joined([
-      whatOf(span),
-      end === null ? running : outcomeWord(row.outcome, row.attributes?.exit_code),
-      isMoment(span) ? "length not known" : formatDuration(shownEnd(span, now) - start),
-    ]),
-    joined([
-      row.waited_ms ? `${formatDuration(row.waited_ms)} of it waiting for you` : null,
-      isMoment(span) ? to : `${formatMoment(start, now)} to ${to}`,
-      session === undefined ? null : sessionName(session.row),
-    ]),
+    joined([whatOf(span), how, length]),
+    joined([waited, when, session ? labelOf(session) : null]),
     row.error ?? "",
     argsSummary(row.text) ?? "",
   ];
 }
 
+const KIND_WORDS = {
+  agent: "Agent ",
+  model: "Model ",
+  wait: "Waits for you: ",
+  tool: "",
+  mark: "",
+};
+
 function whatOf({ row: { kind, name } }: SpanEntry): string {
-  if (kind === "agent") return `Agent ${name}`;
-  if (kind === "model") return `Model ${name}`;
-  if (kind === "wait") return `Waits for you: ${name}`;
-  return kind === "mark" && isEventType(name) ? EVENT_LABELS[name] : name;
+  return kind === "mark" && isEventType(name) ? EVENT_LABELS[name] : KIND_WORDS[kind] + name;
 }
 
 export function createWords() {
   const textList = byId("timeline-text", HTMLUListElement);
   const readout = ["head", "facts", "error", "text"].map((name) => `readout-${name}`);
-  const showLabels = createList<Label>("lane-labels", "lane-label", createLabel);
+  const showLabels = createList<Lane & { now: number }>("lane-labels", "lane-label", createLabel);
   let textWrittenAt = 0;
 
   return {
-    /** The labels of the lanes that can be seen. */
-    writeLabels(lanes: readonly Lane[], { scrollTop, height, now }: View): void {
-      const seen = lanes.filter(
-        (lane) => lane.top + lane.height >= scrollTop && lane.top <= scrollTop + height,
-      );
-      showLabels(seen.map((lane) => ({ key: lane.key, lane, now })));
+    writeLabels(lanes: readonly Lane[], now: number): void {
+      showLabels(lanes.map((lane) => ({ ...lane, now })));
     },
 
     /** What the window holds. @param length of it, where no button says so */
     writeNote(lanes: readonly Lane[], length: number | null, missingBefore: string | null): void {
       const agents = lanes.filter((lane) => lane.kind === "agent").length;
-      const words = joined([
-        formatNoun(lanes.length - agents, "session"),
-        formatNoun(agents, "agent"),
-        length === null ? null : formatDuration(length),
-        missingBefore === null ? null : `calls before ${missingBefore} not loaded`,
-      ]);
+      const counts = [formatNoun(lanes.length - agents, "session"), formatNoun(agents, "agent")];
+      const missing = missingBefore && `calls before ${missingBefore} not loaded`;
+      const words = joined([...counts, length && formatDuration(length), missing]);
       setText("timeline-note", lanes.length === 0 ? "" : words);
     },
 
@@ -81,11 +77,9 @@ export function createWords() {
 
     /** For those who don't see it: what was selected. */
     say(rows: Rows, span: SpanEntry | null, now: number): void {
-      const words = span === null ? [] : describe(rows, span, now);
-      setText("timeline-said", words.filter((word) => word !== "").join(". "));
+      setText("timeline-said", joined(span === null ? [] : describe(rows, span, now), ". "));
     },
 
-    /** The latest bars of the window. */
     writeText(rows: Rows, bars: readonly Bar[], now: number): void {
       if (now - textWrittenAt < TEXT_INTERVAL_MS) return;
       textWrittenAt = now;
@@ -101,32 +95,21 @@ export function createWords() {
   };
 }
 
-interface Label {
-  key: string;
-  lane: Lane;
-  now: number;
-}
-
-function createLabel(root: HTMLElement, find: (query: string) => HTMLElement) {
-  const link = part(root, "a", HTMLAnchorElement);
-  return ({ lane, now }: Label) => {
-    const { session, label, badge, kind, depth, key } = lane;
-    const { state, beside } = stateOf(lane, now);
-    root.style.transform = `translateY(${lane.top}px)`;
-    root.style.height = `${lane.height}px`;
-    root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
-    setAttribute(root, "data-kind", kind);
-    setAttribute(root, "data-status", state);
-    setAttribute(find(".dot"), "data-status", state);
-    setAttribute(link, "href", sessionHref(session.row.id));
-    const between = key === session.row.id ? ": " : ", agent of ";
-    const title = kind === "session" ? label : `${label}${between}${sessionName(session.row)}`;
-    setAttribute(link, "title", title);
-    setText(find(".lane-name"), label);
-    setText(find(".lane-badge"), badge ?? "");
-    setText(find(".lane-sub"), beside);
-  };
-}
+const createLabel = (root: HTMLElement) => (lane: Lane & { now: number }) => {
+  const { session, label, badge, kind, depth, top, height, now } = lane;
+  const { state, beside } = stateOf(lane, now);
+  root.style.transform = `translateY(${top}px)`;
+  root.style.height = `${height}px`;
+  root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
+  set(root, { "data-kind": kind, "data-status": state });
+  fill(root, {
+    a: { href: sessionHref(session.row.id), title: label },
+    ".dot": { "data-status": state },
+    ".lane-name": label,
+    ".lane-badge": badge ?? "",
+    ".lane-sub": beside,
+  });
+};
 
 /** How a lane is; beside its name how long it waits, that it was lost, how long its agent runs or ran last. */
 export function stateOf({ session, spans, key }: Lane, now: number) {
