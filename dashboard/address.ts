@@ -18,7 +18,7 @@ export interface Route {
   isSpend?: boolean;
 }
 
-/** `#/session/<id>?tab=events&type=tool_use&tool=bash&q=text&span=7`; what it doesn't understand is left out. */
+/** `#/session/<id>?tab=events&type=tool_use&q=text&span=7`; what it doesn't understand is left out. */
 export function routeOf(hash: string): Route {
   const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
   const params = new URLSearchParams(query);
@@ -28,7 +28,6 @@ export function routeOf(hash: string): Route {
   const type = params.get("type");
   const filter: FeedFilter = {
     type: type === "failed" || isEventType(type) ? type : null,
-    tool: params.get("tool") ?? "",
     sessionId: null,
     text: params.get("q") ?? "",
   };
@@ -42,10 +41,11 @@ export function routeOf(hash: string): Route {
   };
 }
 
-export function hashOf({ sessionId, tab = "calls", filter, spanId }: Route): string {
-  const { type, tool, text: q } = filter;
+export function hashOf(route: Partial<Route>): string {
+  const { sessionId = null, tab = "calls", filter = NO_FILTER, spanId = null } = route;
+  const { type, text: q } = filter;
   const shownTab = sessionId === null || tab === "calls" ? "" : tab;
-  const told = { tab: shownTab, type, tool, q, span: spanId };
+  const told = { tab: shownTab, type, q, span: spanId };
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(told)) if (value) params.set(name, String(value));
   const path = sessionId === null ? "#/" : sessionHref(sessionId);

@@ -1,11 +1,8 @@
 /** The few helpers that every panel needs. Elements are looked up once; text is only ever text. */
 
 /** The element with this id. @throws where index.html lacks it, or it is another kind of element */
-export function byId<T extends HTMLElement>(id: string, type: new () => T): T {
-  const element = document.getElementById(id);
-  if (!(element instanceof type)) throw new Error(`#${id} is missing`);
-  return element;
-}
+export const byId = <T extends HTMLElement>(id: string, type: new () => T): T =>
+  part(document, `#${id}`, type);
 
 /** Where ordinary text has characters that aren't seen. */
 const USUAL = [
@@ -134,11 +131,10 @@ export function createList<T extends { key: string | number }>(
 /** Rows that a list starts with, and that "Show more" adds. */
 export const PAGE_ROWS = 60;
 
-/** What is below a list in `root`: the button that shows more of its rows, and what is said where there are none. */
-export function createEnd(root: HTMLElement, changed: () => void) {
-  const more = part(root, ".more", HTMLButtonElement);
-  const empty = part(root, ".panel-empty", HTMLParagraphElement);
-  const none = empty.textContent;
+/** Puts below a list in `root` what is said where it has no rows, and the button that shows more of them. */
+export function createEnd(root: HTMLElement, none: string, text: string, changed: () => void) {
+  const empty = root.appendChild(create("p", { class: "panel-empty", hidden: true }));
+  const more = root.appendChild(create("button", { class: "button more", text, hidden: true }));
   const end = {
     limit: PAGE_ROWS,
     show(count: number, hasMore: boolean, words = none): void {

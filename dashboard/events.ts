@@ -247,25 +247,20 @@ export function mergedThing(thing: Thing): Pick<TelemetryEvent, "type" | "fields
 export interface FeedFilter {
   /** "failed": events of any type that tell of a failure. */
   type: EventType | "failed" | null;
-  tool: string;
   sessionId: string | null;
   text: string;
 }
 
-export const NO_FILTER: FeedFilter = { type: null, tool: "", sessionId: null, text: "" };
+export const NO_FILTER: FeedFilter = { type: null, sessionId: null, text: "" };
 
 /** @param hasFailed whether the event is shown as a failure */
 export function matchesFilter(
   event: TelemetryEvent,
-  { type, tool, sessionId, text }: FeedFilter,
+  { type, sessionId, text }: FeedFilter,
   hasFailed: (event: TelemetryEvent) => boolean,
 ): boolean {
   if (sessionId !== null && event.session_id !== sessionId) return false;
   if (type === "failed" ? !hasFailed(event) : type !== null && event.type !== type) return false;
-  if (tool !== "") {
-    const name = asText(event.fields.tool ?? event.fields.subagent_type) ?? "";
-    if (!name.toLowerCase().includes(tool.toLowerCase())) return false;
-  }
   return text === "" || hasWords(JSON.stringify(event.fields), wordsIn(text));
 }
 

@@ -54,7 +54,7 @@ export function createHistory(
       before: older.at(-1)?.id ?? rows().feed[0]?.id ?? rows().head + 1,
       type: wanted.type === "failed" ? null : wanted.type,
       sessionId: wanted.sessionId,
-      q: `${wanted.text} ${wanted.tool}`.trim() || null,
+      q: wanted.text || null,
     });
     if (JSON.stringify(wanted) !== JSON.stringify(filter())) return;
     older = [...older, ...page];

@@ -6,11 +6,11 @@
  *     stream ──▶ pending ──────┘   at most once per frame
  */
 
-import { type Route, hashOf, routeOf } from "./address.ts";
+import { type Route, type Tab, hashOf, routeOf } from "./address.ts";
 import { MILESTONES, getMilestones } from "./api.ts";
 import { needsOf } from "./attention.ts";
 import { byId } from "./dom.ts";
-import { NO_FILTER, type TelemetryEvent } from "./events.ts";
+import type { TelemetryEvent } from "./events.ts";
 import { createFrames } from "./frames.ts";
 import { createHistory } from "./history.ts";
 import {
@@ -67,25 +67,23 @@ const notify = createNotify();
 const redraw = () => frames.requestPanelsNow();
 const refresh = () => void ask(loadFigures());
 const header = createHeader(() => stream.toggle());
-const sessions = createSessions(redraw);
+const showList = createSessions(redraw);
 const sessionHead = createSessionHead();
 const feedFilter = () => ({ ...route.filter, sessionId: route.sessionId });
 const history = createHistory(() => rows, feedFilter, seek);
-const feed = createFeed({
+const feed = createFeed(
   history,
-  filterChanged: (filter) => location.replace(hashOf({ ...route, filter })),
-  loadOlder: (limit) => void ask(history.loadOlder(limit)),
-  changed: redraw,
-});
-const search = createSearch(() => rows, seek);
-createControls(search.open);
-const spend = createSpend(refresh);
-const usage = createUsage(refresh, search.showCalls);
-const calls = createCalls(redraw, (id) => void loadCallsOf(id));
-const sessionTabs = createSessionTabs(
-  (tab) => location.replace(hashOf({ ...route, tab, filter: NO_FILTER, spanId: null })),
+  (filter) => location.replace(hashOf({ ...route, filter })),
+  (limit) => void ask(history.loadOlder(limit)),
   redraw,
 );
+const search = createSearch(() => rows, seek);
+createControls(search.open);
+const loadSpend = createSpend(refresh);
+const loadTable = createUsage(refresh, search.showCalls);
+const calls = createCalls(redraw, (id) => void loadCallsOf(id));
+const showTab = (tab: Tab) => location.replace(hashOf({ sessionId: route.sessionId, tab }));
+const sessionTabs = createSessionTabs(showTab, redraw);
 const timeline = createTimeline({
   rows: () => rows,
   now: Date.now,
@@ -130,7 +128,7 @@ const stream = createStream({
   },
   show: header.showConnection,
 });
-const emptyState = createEmptyState();
+const lookForPlugin = createEmptyState();
 
 // ─── What comes from the server ──────────────────────────────────────────────
 
@@ -161,16 +159,13 @@ async function loadFigures(): Promise<void> {
   if (!isLoaded || document.hidden) return;
   askedAt = performance.now();
   askedHead = rows.head; // what comes while it is asked for may not be in the answer
-  await Promise.all([
-    header.load(Date.now()),
-    route.isSpend ? spend.load(Date.now()) : loadUsage(),
-  ]);
+  await Promise.all([header.load(Date.now()), route.isSpend ? loadSpend(Date.now()) : loadUsage()]);
 }
 
 /** On a session's page it isn't shown, but what is usual must be known. */
 async function loadUsage(): Promise<void> {
   if (route.sessionId !== null && usualMs !== null) return;
-  const used = await usage.load();
+  const used = await loadTable();
   if (used?.kind !== "tools") return;
   const told = used.rows.filter(({ count }) => count >= MIN_USUAL_CALLS);
   usualMs = new Map(told.map((row) => [nameOf(row), row.p95_duration_ms ?? Infinity]));
@@ -253,11 +248,11 @@ const needsNow = () => needsOf(rows, usualMs, Date.now());
 function showNeeds(): void {
   const needs = needsNow();
   header.showNeeds(needs, Date.now());
-  notify.check(needs, treeOf(rows));
+  notify(needs, treeOf(rows));
 }
 
 function showSessions(): void {
-  if (rows.sessions.size > 0) sessions.show(rows, needsNow(), route.sessionId, Date.now());
+  if (rows.sessions.size > 0) showList(rows, needsNow(), route.sessionId, Date.now());
 }
 
 /** The feed, and on a session's page its head and calls. */
@@ -354,7 +349,7 @@ setInterval(() => {
     void ask(refreshSessions(rows).then(showNeeds));
   }
   if (!stream.isOpen()) return;
-  if (document.body.dataset.view === "empty") void ask(emptyState.look(Date.now()));
+  if (document.body.dataset.view === "empty") void ask(lookForPlugin(Date.now()));
   if (at - askedAt >= FIGURES_INTERVAL_MS || askedHead !== rows.head) refresh();
   void openSession();
 }, TICK_MS);

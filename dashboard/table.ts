@@ -8,7 +8,6 @@ export interface Column<T> {
   /** Null: not known. */
   value: (row: T) => number | null;
   format: (value: number) => string;
-  /** Its figures have bars. */
   isBar?: boolean;
 }
 
@@ -29,7 +28,7 @@ export interface Table<T> {
 export function createTable<T>(id: string, opened?: (name: string) => void) {
   const root = byId(id, HTMLElement).appendChild(cloneOf("table"));
   const [heads, body] = [part(root, "tr", HTMLElement), part(root, "tbody", HTMLElement)];
-  const end = createEnd(root, show);
+  const end = createEnd(root, "", "Show more", show);
   const sorting = { at: 1, isAscending: false };
   let table: Table<T> = { name: "", columns: [], rows: [], nameOf: String, none: "" };
   /** Of each column with bars its largest figure. */
@@ -64,8 +63,7 @@ export function createTable<T>(id: string, opened?: (name: string) => void) {
     button.disabled = opened === undefined;
     const cells = table.columns.map((column) => {
       const cell = line.appendChild(create("td"));
-      for (const name of ["bar", "number"]) cell.append(create("span", { class: name }));
-      cell.append(create("small"));
+      cell.append(create("span", { class: "number" }), create("small"));
       return { ...column, cell };
     });
     return ({ row }) => {
@@ -98,9 +96,9 @@ export function createTable<T>(id: string, opened?: (name: string) => void) {
     const byName = (a: T, b: T) => (nameOf(a) < nameOf(b) ? -1 : 1);
     const byColumn = (a: T, b: T) =>
       column ? sign * (valueOf(a) - valueOf(b)) || byName(a, b) : sign * byName(a, b);
-    const largestOf = ({ value, isBar }: Column<T>) =>
-      isBar ? Math.max(...rows.map((row) => value(row) ?? 0)) : 0;
-    largest = columns.map(largestOf);
+    largest = columns.map(({ value, isBar }) =>
+      isBar ? Math.max(...rows.map((row) => value(row) ?? 0)) : 0,
+    );
     earlier = new Map(before.map((row) => [nameOf(row), row]));
     const shown = rows.toSorted(byColumn).slice(0, end.limit);
     showRows(shown.map((row) => ({ key: `${name} ${nameOf(row)}`, row })));

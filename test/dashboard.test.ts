@@ -213,7 +213,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
-  test("the feed: filter kept in the address, pause that counts, expand to the full data", async () => {
+  test("the feed: filter kept in the address, held and counted while scrolled, expand to the full data", async () => {
     await using fresh = await startTestServer();
     await post(fresh, [
       call("read"),
@@ -225,12 +225,12 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await waitFor(async () => (await names()).length === 3, "three rows");
     expect(await names()).toEqual(["grep", "bash", "read"]);
 
-    await page.type("#feed-tool", "bash");
+    await page.type("#feed-text", "bash");
     await waitFor(async () => (await names()).join() === "bash", "the filter");
-    expect(await page.run<string>("location.hash")).toBe("#/?tool=bash");
-    await page.run(`location.hash = "#/?tool=grep"`);
+    expect(await page.run<string>("location.hash")).toBe("#/?q=bash");
+    await page.run(`location.hash = "#/?q=grep"`);
     await waitFor(async () => (await names()).join() === "grep", "the filter from the address");
-    expect(await page.run<string>(`document.querySelector("#feed-tool").value`)).toBe("grep");
+    expect(await page.run<string>(`document.querySelector("#feed-text").value`)).toBe("grep");
     await page.run(`location.hash = "#/session/s1?tab=events&type=tool_use"`);
     await waitFor(async () => (await names()).join() === "bash,read", "session and type");
     await page.run(`location.hash = "#/?q=${encodeURIComponent('"ls"')}"`);
@@ -238,12 +238,19 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.run(`location.hash = "#/"`);
     await waitFor(async () => (await names()).length === 3, "all again");
 
-    await page.click("#feed-pause");
-    await waitFor(async () => (await page.text("#feed-note")) === "Paused", "the pause");
+    const scrollTo = (px: number) =>
+      page.run(`new Promise((drawn) => {
+        const scroll = document.querySelector("#feed-scroll");
+        const draw = () => requestAnimationFrame(() => requestAnimationFrame(drawn));
+        scroll.addEventListener("scrollend", draw, { once: true });
+        scroll.scrollTop = ${px};
+      })`);
+    await page.run(`document.querySelector("#feed-list").style.height = "9999px"`);
+    await scrollTo(100);
     await post(fresh, [call("edit"), call("write")]);
     await waitFor(async () => (await page.text("#feed-note")) === "2 new", "what waits");
     expect(await names()).toHaveLength(3);
-    await page.click("#feed-pause");
+    await scrollTo(0);
     await waitFor(async () => (await names()).join() === "write,edit,grep,bash,read", "both");
 
     await page.click(".line:nth-child(4) summary");
@@ -1413,13 +1420,17 @@ const lowContrast = `() => {
     for (let at = element; at !== null; at = at.parentElement) layers.unshift(rgba(getComputedStyle(at).backgroundColor));
     return layers.reduce((under, layer) => over(layer, under), rgba("Canvas"));
   };
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.style.color = "var(--tint)";
+  const bar = rgba(getComputedStyle(probe).color);
+  probe.remove();
   return [...document.body.querySelectorAll("*")]
     .filter((element) => element.checkVisibility() && !element.closest(".skip-link, canvas, option, datalist"))
     .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim() !== ""))
     .map((element) => {
       const under = ground(element);
       // A number in a cell may stand on its bar.
-      const grounds = [under, ...(element.matches(".number") ? [over(rgba(getComputedStyle(element.previousElementSibling ?? element).backgroundColor), under)] : [])];
+      const grounds = [under, ...(element.matches(".number") ? [over(bar, under)] : [])];
       const ink = rgba(getComputedStyle(element).color);
       const ratio = Math.min(...grounds.map((back) => {
         const [light, dark] = [luminance(over(ink, back)), luminance(back)].sort((a, b) => b - a);

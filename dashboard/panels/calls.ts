@@ -4,14 +4,7 @@ import type { EventType } from "../../server.ts";
 import { hashOf, sessionHref } from "../address.ts";
 import { getCall } from "../api.ts";
 import { byId, createEnd, createList, part, setText } from "../dom.ts";
-import {
-  NO_FILTER,
-  type TelemetryEvent,
-  asText,
-  isEventType,
-  prettyJson,
-  wordsOf,
-} from "../events.ts";
+import { type TelemetryEvent, asText, isEventType, prettyJson, wordsOf } from "../events.ts";
 import {
   formatCompact,
   formatCost,
@@ -40,11 +33,7 @@ const PAGE_CALLS = 100;
 /** Characters of an error that a span's row has: opened, its line shows the whole. */
 const CUT_ERROR_CHARS = 300;
 
-interface Item {
-  key: string;
-  turn: Turn;
-  isLatest: boolean;
-}
+type Item = Turn & { key: string; isLatest: boolean };
 
 /** @param loadSpans more calls of this session than are loaded are wanted */
 export function createCalls(changed: () => void, loadSpans: (sessionId: string) => void) {
@@ -54,7 +43,8 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
   let selectedId: number | null = null;
   /** Once it is here, its turn is opened and it is brought into sight. */
   let isSought = false;
-  const end = createEnd(byId("calls", HTMLElement), () => loadSpans(sessionId));
+  const loadOlder = () => loadSpans(sessionId);
+  const end = createEnd(byId("calls", HTMLElement), "No calls yet.", "Load older", loadOlder);
 
   const showTurns = createList<Item>("turns", "turn", (root, find) => {
     const details = part(root, "details", HTMLDetailsElement);
@@ -66,8 +56,8 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       limit += PAGE_CALLS;
       changed();
     });
-    return ({ turn, isLatest }) => {
-      const { title, calls } = turn;
+    return (turn) => {
+      const { title, calls, isLatest } = turn;
       const found = isSought ? calls.findIndex(isSelectedIn) : -1;
       if (isLatest !== wasLatest) details.open = wasLatest = isLatest;
       if (found >= 0) {
@@ -119,7 +109,7 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       isFailed: isFailedSpan(span),
       isSelected: row.id === selectedId,
       isSought: isSought && isSelectedIn(span),
-      href: hashOf({ sessionId, filter: NO_FILTER, spanId: row.id }),
+      href: hashOf({ sessionId, spanId: row.id }),
       bar: {
         from: Math.min(1, Math.max(0, start - turn.start) / length),
         share: (shownEnd(span, now) - start) / length,
@@ -137,17 +127,11 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       isSought = id !== null;
     },
     /** @param hasOlder the server has calls that aren't loaded */
-    show(
-      shown: Rows,
-      session: SessionEntry,
-      told: readonly TelemetryEvent[],
-      hasOlder: boolean,
-      at: number,
-    ): void {
-      [rows, sessionId, now] = [shown, session.row.id, at];
+    show(all: Rows, session: SessionEntry, told: TelemetryEvent[], hasOlder: boolean, at: number) {
+      [rows, sessionId, now] = [all, session.row.id, at];
       const turns = turnsOf(rows, session, told, now).toReversed();
       const itemOf = (turn: Turn, index: number) => {
-        return { key: `${sessionId} ${turn.id}`, turn, isLatest: index === 0 };
+        return { ...turn, key: `${sessionId} ${turn.id}`, isLatest: index === 0 };
       };
       showTurns(turns.map(itemOf));
       end.show(turns.length, hasOlder);

@@ -23,17 +23,15 @@ export function createEmptyState() {
     `curl '${origin}/api/events' -H 'Content-Type: application/json' -d '{"type":"session_start","session_id":"hello","data":{"title":"Hello"}}'`,
   );
 
-  return {
-    /** Asks the server whether it has heard a plugin. */
-    async look(now: number): Promise<void> {
-      const { senders }: { senders: Sender[] } = await (await get("/api/senders")).json();
-      const latest = senders.at(-1); // heard last
-      setAttribute(step, "data-done", latest !== undefined);
-      if (latest === undefined) return;
-      const age = formatAge(Math.max(0, now - Date.parse(latest.last_heard_at)));
-      const words = `Plugin seen ${age === "now" ? "just now" : `${age} ago`}`;
-      const name = joined([latest.name, latest.version], " ");
-      setText("plugin-seen", joined([words, name], ", "));
-    },
+  /** Asks the server whether it has heard a plugin. */
+  return async (now: number): Promise<void> => {
+    const { senders }: { senders: Sender[] } = await (await get("/api/senders")).json();
+    const latest = senders.at(-1); // heard last
+    setAttribute(step, "data-done", latest !== undefined);
+    if (latest === undefined) return;
+    const age = formatAge(Math.max(0, now - Date.parse(latest.last_heard_at)));
+    const words = `Plugin seen ${age === "now" ? "just now" : `${age} ago`}`;
+    const name = joined([latest.name, latest.version], " ");
+    setText("plugin-seen", joined([words, name], ", "));
   };
 }

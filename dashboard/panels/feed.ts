@@ -1,7 +1,7 @@
-/** The live feed: what happened, a line for each thing, newest first, filtered, held and opened. */
+/** The live feed: what happened, a line for each thing, newest first; filtered, and held while one reads. */
 
 import { hashOf, sessionHref } from "../address.ts";
-import { PAGE_ROWS, byId, createEnd, set, setText } from "../dom.ts";
+import { PAGE_ROWS, byId, createEnd, setText } from "../dom.ts";
 import {
   EVENT_LABELS,
   EVENT_TYPES,
@@ -22,59 +22,46 @@ import { type Line, createLines } from "./line.ts";
 /** Scrolled further than this, the feed stays where it is. */
 const HELD_PX = 8;
 
-export interface FeedOptions {
-  history: ReturnType<typeof createHistory>;
-  filterChanged: (filter: FeedFilter) => void;
-  /** @param limit of the lines that are shown */
-  loadOlder: (limit: number) => void;
-  changed: () => void;
-}
-
-export function createFeed({ history, filterChanged, loadOlder, changed }: FeedOptions) {
+/** @param loadOlder so that there are as many lines */
+export function createFeed(
+  history: ReturnType<typeof createHistory>,
+  filterChanged: (filter: FeedFilter) => void,
+  loadOlder: (limit: number) => void,
+  changed: () => void,
+) {
   const scroll = byId("feed-scroll", HTMLDivElement);
-  const pause = byId("feed-pause", HTMLButtonElement);
   const type = byId("feed-type", HTMLSelectElement);
-  const tool = byId("feed-tool", HTMLInputElement);
   const text = byId("feed-text", HTMLInputElement);
-  const end = createEnd(scroll, () => loadOlder(end.limit));
+  const end = createEnd(scroll, "No event matches.", "Load older", () => loadOlder(end.limit));
   const showLines = createLines(byId("feed-list", HTMLOListElement), changed);
   let filter = NO_FILTER;
-  let isPaused = false;
 
+  type.append(new Option("All events", ""), new Option("Failures", "failed"));
   for (const eventType of EVENT_TYPES) type.append(new Option(EVENT_LABELS[eventType], eventType));
-  for (const control of [type, tool, text])
+  for (const control of [type, text])
     control.addEventListener("input", () =>
       filterChanged({
         ...NO_FILTER,
         type: type.value === "failed" || isEventType(type.value) ? type.value : null,
-        tool: tool.value.trim(),
         text: text.value.trim(),
       }),
     );
-  pause.addEventListener("click", () => {
-    isPaused = !isPaused;
-    if (!isPaused) scroll.scrollTop = 0;
-    changed();
-  });
+  scroll.addEventListener("scrollend", changed);
 
   return {
-    /** Puts `wanted` into the controls. */
     showFilter(wanted: FeedFilter): void {
       filter = wanted;
       end.limit = PAGE_ROWS;
       type.value = filter.type ?? "";
-      if (tool.value.trim() !== filter.tool) tool.value = filter.tool;
       if (text.value.trim() !== filter.text) text.value = filter.text;
     },
     /** @param isOfOne on a session's page: of that one alone */
     show(rows: Rows, isOfOne: boolean, now: number): void {
-      // Nothing moves while the person has paused it, or reads further down.
-      const isHeld = isPaused || scroll.scrollTop > HELD_PX;
+      const isHeld = scroll.scrollTop > HELD_PX; // nothing moves while the person reads
       const { things, waiting, hasOlder } = history.page(end.limit, isHeld);
       showLines(things.map((thing) => lineOf(rows, thing, isOfOne ? filter : null, now)));
-      set(pause, { text: isPaused ? "Resume" : "Pause", "aria-pressed": isPaused });
       const count = `${formatCount(waiting.count)}${waiting.isMore ? "+" : ""}`;
-      setText("feed-note", waiting.count > 0 ? `${count} new` : isPaused ? "Paused" : "");
+      setText("feed-note", waiting.count > 0 ? `${count} new` : "");
       end.show(things.length, hasOlder);
     },
   };
@@ -92,6 +79,7 @@ export function lineOf(rows: Rows, thing: Thing, filter: FeedFilter | null, now:
   const length = isOpen ? now - span.start : fields.duration_ms;
   const time = typeof length === "number" ? formatDuration(length) : "";
   const spanId = span?.row.id ?? null;
+  const place = filter === null ? {} : ({ filter, tab: "events" } as const);
   return {
     ...wordsOf({ type, fields: { args: text, description: text, ...fields } }),
     key: keyOfThing(thing),
@@ -99,12 +87,8 @@ export function lineOf(rows: Rows, thing: Thing, filter: FeedFilter | null, now:
     now,
     length: isOpen ? `runs ${time}` : time,
     isFailed: thing.some((event) => hasFailed(rows, event)),
-    ...(filter === null
-      ? {
-          href: hashOf({ sessionId: session_id, filter: NO_FILTER, spanId }),
-          session: { label, href: sessionHref(session_id) },
-        }
-      : { href: hashOf({ sessionId: session_id, filter, spanId, tab: "events" }) }),
+    href: hashOf({ sessionId: session_id, spanId, ...place }),
+    ...(filter === null && { session: { label, href: sessionHref(session_id) } }),
     detail: async () => thing.map((event) => prettyJson(event.fields)).join("\n"),
     version: `${id} ${thing.length}`,
   };

@@ -22,11 +22,10 @@ const CONNECTION_WORDS = {
 } as const;
 
 export function createHeader(togglePause: () => void) {
-  const connection = byId("connection", HTMLButtonElement);
   const icon = part(document, "link[rel=icon]", HTMLLinkElement);
   const plainIcon = icon.href;
   const dot = encodeURIComponent("<circle cx='11' cy='11' r='5' fill='#e0a030'/></svg>");
-  connection.addEventListener("click", togglePause);
+  byId("connection", HTMLButtonElement).addEventListener("click", togglePause);
 
   return {
     showConnection(at: Connection): void {

@@ -40,20 +40,18 @@ export function createNotify() {
   });
   show();
 
-  return {
-    /** Tells what is new, unless the page is shown. */
-    check(needs: readonly Need[], { roots }: Tree): void {
-      const causes = new Map<string, [SessionEntry, string]>();
-      for (const { session, cause, since, text } of needs)
-        if (cause === "waiting" || cause === "failed")
-          causes.set(`${cause} ${session.row.id} ${since}`, [session, text]);
-      for (const { entry, children } of roots)
-        if (children.length > 0 && !children.some(({ goesOn }) => goesOn))
-          causes.set(`done ${entry.row.id} ${children.length}`, [entry, "All its agents are done"]);
-      for (const [tag, cause] of causes) {
-        if (isOn && document.hidden && !known.has(tag)) void tell(tag, ...cause);
-        known.add(tag);
-      }
-    },
+  /** Tells what is new, unless the page is shown. */
+  return (needs: readonly Need[], { roots }: Tree): void => {
+    const causes = new Map<string, [SessionEntry, string]>();
+    for (const { session, cause, since, text } of needs)
+      if (cause === "waiting" || cause === "failed")
+        causes.set(`${cause} ${session.row.id} ${since}`, [session, text]);
+    for (const { entry, children } of roots)
+      if (children.length > 0 && !children.some(({ goesOn }) => goesOn))
+        causes.set(`done ${entry.row.id} ${children.length}`, [entry, "All its agents are done"]);
+    for (const [tag, cause] of causes) {
+      if (isOn && document.hidden && !known.has(tag)) void tell(tag, ...cause);
+      known.add(tag);
+    }
   };
 }

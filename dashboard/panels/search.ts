@@ -17,7 +17,7 @@ import { HOUR_MS, formatCount, formatDuration, formatMoment } from "../format.ts
 import { type Rows, type SessionEntry, labelOf, statusOf } from "../rows.ts";
 import { lineOf } from "./feed.ts";
 import { type Line, createLines } from "./line.ts";
-import { STATUS_WORDS } from "./sessions.ts";
+import { statusWord } from "./session-head.ts";
 import { type UsageQuery, nameOf } from "./usage.ts";
 
 /** How long a person pauses before a question is asked. */
@@ -61,11 +61,9 @@ interface Hit {
   lineAt: (rows: Rows, now: number) => Line;
 }
 
-/** A page of what was asked for. */
 interface Found {
   hits: readonly Hit[];
   note: string;
-  /** There are no more. */
   isDone: boolean;
 }
 
@@ -77,8 +75,8 @@ function workedOf({ fields: { duration_ms, waited_ms } }: TelemetryEvent): numbe
 function eventHit(group: string, event: TelemetryEvent, text: string): Hit {
   const { id, type, session_id: sessionId, fields } = event;
   // What is no call has no bar: the session's events are filtered to where it is.
-  const [filter, spanId] = CALL_KINDS[type] ? [NO_FILTER, id] : [{ ...NO_FILTER, text }, null];
-  const href = hashOf({ sessionId, filter, spanId });
+  const place = CALL_KINDS[type] ? { spanId: id } : { filter: { ...NO_FILTER, text } };
+  const href = hashOf({ sessionId, ...place });
   const worked = workedOf(event);
   const told = {
     href,
@@ -102,7 +100,7 @@ function sessionHits({ sessions }: Rows, text: string): Hit[] {
     const line = {
       ...{ key: id, version: "", at: entry.lastEventAt, href: sessionHref(id) },
       ...{ kind: "note", outcome: null, reason: null, isFailed: false, length: "" },
-      name: STATUS_WORDS[statusOf(entry)],
+      name: statusWord(statusOf(entry)),
       text: `${labelOf(entry)} · ${asText(info.directory) ?? id}`,
       detail: async () => "",
     };
@@ -147,10 +145,8 @@ async function* findCalls(name: string, query: UsageQuery): AsyncGenerator<Found
   let since = now - query.hours * HOUR_MS;
   let isAll = true;
   const calls: TelemetryEvent[] = [];
-  for await (const { list: events } of pagesOf({
-    ...wanted,
-    from: new Date(since).toISOString(),
-  })) {
+  const from = new Date(since).toISOString();
+  for await (const { list: events } of pagesOf({ ...wanted, from })) {
     calls.push(...events.filter(({ fields }) => nameOf(fields) === name));
     isAll = events.length === 0;
     if (calls.length >= LOOKED_AT_CALLS) break;
@@ -198,7 +194,6 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     }
   }
 
-  /** The next page of what is asked for. */
   async function findMore(): Promise<void> {
     const mine = search;
     more.hidden = true;
@@ -274,7 +269,6 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     open: openSearch,
     /** Again, with the sessions that are here now. */
     show,
-    /** The slowest and the failed of the latest calls of a tool, an agent or a model. */
     showCalls(name: string, query: UsageQuery): void {
       open(name);
       begin(findCalls(name, query));

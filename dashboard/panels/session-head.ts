@@ -17,11 +17,11 @@ import {
   joined,
   shortId,
   shortPath,
+  wordOf,
 } from "../format.ts";
 import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
 import { countOf } from "../tree.ts";
 import { contextOf } from "../turns.ts";
-import { STATUS_WORDS, reasonOf } from "./sessions.ts";
 
 /** How long the button says that it has copied. */
 const CONFIRM_MS = 1_500;
@@ -77,13 +77,7 @@ export function createSessionHead() {
       section.hidden = true;
     },
     /** @param told its latest session_error is among them */
-    show(
-      rows: Rows,
-      session: SessionEntry,
-      told: readonly TelemetryEvent[],
-      needs: readonly Need[],
-      now: number,
-    ): void {
+    show(rows: Rows, session: SessionEntry, told: TelemetryEvent[], needs: Need[], now: number) {
       const { id, info } = session.row;
       openId = id;
       const need = needs.find((each) => rows.family.has(each.session.row.id));
@@ -101,7 +95,6 @@ export function createSessionHead() {
         "#session-trace": { href: `/api/sessions/${encodeURIComponent(id)}/trace.json` },
       });
     },
-    /** The server doesn't have it. */
     showMissing(id: string): void {
       show("stale", [], {
         "#session-name": `No session ${shortId(id)}`,
@@ -154,15 +147,21 @@ function workedOf({ row, lastEventAt }: SessionEntry, now: number): string {
   return joined([formatDuration(worked_ms + latest_ms), turns], " in ");
 }
 
+/** How its latest turn ended, where there is something to say. */
+export function reasonOf({ row: { status, info } }: SessionEntry): string | null {
+  return status === "completed" && info.reason !== "completed" ? asText(info.reason) : null;
+}
+
+export const statusWord = (status: Status | Cause) =>
+  status === "completed" ? "Done" : wordOf(status);
+
 function statusSentence(rows: Rows, session: SessionEntry, now: number): string {
-  const { waiting_since, working_since, status, is_lost } = session.row;
+  const { waiting_since, working_since, last_event_at, status, is_lost } = session.row;
   const doing = doingOf(rows, session, now);
   const does = doing === null ? null : joined([doing.text, doing.time], ", ");
-  const age = formatAge(
-    now - Date.parse(waiting_since ?? working_since ?? session.row.last_event_at),
-  );
+  const age = formatAge(now - Date.parse(waiting_since ?? working_since ?? last_event_at));
   if (waiting_since !== null) return `Waits for you, ${age}. ${does ?? ""}`;
   if (status === "stale") return is_lost ? (does ?? "Lost contact") : `Stale, silent for ${age}`;
   const since = working_since !== null ? `for ${age}` : age === "now" ? "just now" : `${age} ago`;
-  return joined([`${STATUS_WORDS[status]} ${since}`, does ?? reasonOf(session)]);
+  return joined([`${statusWord(status)} ${since}`, does ?? reasonOf(session)]);
 }

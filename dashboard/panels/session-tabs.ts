@@ -1,9 +1,9 @@
 /** What a session's page shows below its timeline: which tab, and of files, todos and cost a table. */
 
 import { type Tab, TABS } from "../address.ts";
-import { byId, createList, fill, part } from "../dom.ts";
+import { byId, create, createList, fill, part } from "../dom.ts";
 import { asText, isRecord } from "../events.ts";
-import { UNKNOWN, formatCost, formatCount, formatNoun } from "../format.ts";
+import { UNKNOWN, formatCost, formatCount, formatNoun, wordOf } from "../format.ts";
 import type { Rows, SessionEntry } from "../rows.ts";
 import { type Column, createTable } from "../table.ts";
 import { familyOf } from "../tree.ts";
@@ -27,26 +27,27 @@ const FILE_COLUMNS: readonly Column<ChangedFile>[] = [
 const pathOf = ({ path }: ChangedFile) => path;
 const modelOf = ({ model }: Spend) => model ?? UNKNOWN;
 
-type Todo = { key: number; state: string; text: string };
-
 export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => void) {
   const [group, table] = [byId("tabs", HTMLElement), byId("session-table", HTMLElement)];
-  const panels = new Map(
-    TABS.map((tab) => [tab, byId(tab === "events" ? "feed" : tab, HTMLElement)]),
-  );
+  const panelOf = (tab: Tab) => byId(tab === "events" ? "feed" : tab, HTMLElement);
   const showFiles = createTable<ChangedFile>("files");
   const showCost = createTable<Spend>("cost");
-  const showTodos = createList<Todo>("todos", "todo", (root) => ({ state, text }) => {
-    fill(root, { ".todo-state": state, ".todo-text": text });
-  });
+  const showTodos = createList<{ key: number; state: string; text: string }>(
+    "todos",
+    "todo",
+    (root) => (todo) => fill(root, { ".todo-state": todo.state, ".todo-text": todo.text }),
+  );
   /** What a session and all below it took, as the server said it when that was so much. */
   let spent: { of: string; models: Spend[] } = { of: "", models: [] };
-  const radioOf = (tab: Tab) => part(group, `[value=${tab}]`, HTMLInputElement);
-  for (const tab of TABS)
-    radioOf(tab).addEventListener("change", () => {
+  for (const tab of TABS) {
+    const radio = create("input", { type: "radio", name: "tab", value: tab, class: "unseen" });
+    const label = group.appendChild(create("label", { text: `${wordOf(tab)} ` }));
+    label.append(radio, create("small"));
+    radio.addEventListener("change", () => {
       scrollTo({ top: group.offsetTop }); // on a narrow screen what was asked for is below
       chosen(tab);
     });
+  }
 
   async function askSpent({ id, tokens, cost }: SessionEntry["row"]): Promise<void> {
     const of = `${id} ${tokens.total} ${cost.total}`;
@@ -62,7 +63,7 @@ export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => voi
   /** @param tab null: none, as on the page of all sessions */
   function showTab(tab: Tab | null): void {
     group.hidden = tab === null;
-    for (const [of, panel] of panels) panel.hidden = of !== (tab ?? "events");
+    for (const each of TABS) panelOf(each).hidden = each !== (tab ?? "events");
     table.hidden = tab === null || tab === "calls" || tab === "events";
   }
 
@@ -75,7 +76,7 @@ export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => voi
       const todos = Array.isArray(info.todos) ? info.todos.filter(isRecord) : [];
       const done = todos.filter(({ status }) => status === "completed").length;
       showTab(tab);
-      radioOf(tab).checked = true;
+      part(group, `[value=${tab}]`, HTMLInputElement).checked = true;
       fill(group, {
         "[value=calls] + small": formatCount(Math.max(tool_count, agent_count)), // an agent's call is both
         "[value=files] + small": formatCount(files.length),
@@ -88,23 +89,19 @@ export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => voi
         showFiles({ name: "File", columns: FILE_COLUMNS, rows: files, nameOf: pathOf, none });
       }
       if (tab === "todos") {
-        const told = todos.map(({ status, content }) => ({
+        const told = todos.map(({ status, content }, key) => ({
+          key,
           state: TODO_WORDS[String(status)] ?? asText(status) ?? UNKNOWN,
           text: asText(content) ?? UNKNOWN,
         }));
-        if (told.length === 0) told.push({ state: "", text: "It keeps no todos." });
-        showTodos(told.map((todo, key) => ({ ...todo, key })));
+        const none = { key: 0, state: "", text: "It keeps no todos." };
+        showTodos(told.length === 0 ? [none] : told);
       }
       if (tab === "cost") {
         void askSpent(session.row);
+        const { models } = spent;
         const none = "No model has told of its tokens.";
-        showCost({
-          name: "Model",
-          columns: SPEND_COLUMNS,
-          rows: spent.models,
-          nameOf: modelOf,
-          none,
-        });
+        showCost({ name: "Model", columns: SPEND_COLUMNS, rows: models, nameOf: modelOf, none });
       }
     },
   };

@@ -1,29 +1,19 @@
 /** The list of sessions at the left: who needs the person, who runs, who has ended; children under their parents. */
 
 import { sessionHref } from "../address.ts";
-import type { Cause, Need } from "../attention.ts";
+import type { Need } from "../attention.ts";
 import { byId, createEnd, createList, fill, set, setText } from "../dom.ts";
 import { asText } from "../events.ts";
 import { formatAge, formatCost, formatCount, formatNoun, joined, shortPath } from "../format.ts";
-import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
+import { type Rows, type SessionEntry, doingOf, labelOf, statusOf } from "../rows.ts";
 import { type ListLine, countOf, sessionList, treeOf } from "../tree.ts";
-
-export const STATUS_WORDS: Record<Status | Cause, string> = {
-  active: "Active",
-  waiting: "Waiting",
-  completed: "Done",
-  stale: "Stale",
-  retrying: "Retrying",
-  lost: "Lost",
-  silent: "Silent",
-  failed: "Failed",
-};
+import { reasonOf, statusWord } from "./session-head.ts";
 
 type Item = ListLine & { key: string; rows: Rows; isCurrent: boolean; now: number };
 
 export function createSessions(changed: () => void) {
   const text = byId("sessions-text", HTMLInputElement);
-  const end = createEnd(byId("sessions", HTMLElement), changed);
+  const end = createEnd(byId("sessions", HTMLElement), "No session matches.", "Show more", changed);
   /** Parents whose ended children are shown. */
   const open = new Set<string>();
   text.addEventListener("input", changed);
@@ -58,7 +48,7 @@ export function createSessions(changed: () => void) {
           title: joined([labelOf(session), doing?.text ?? all, id], "\n"),
         },
         h3: group,
-        ".dot": { "data-status": status, "aria-label": STATUS_WORDS[status] },
+        ".dot": { "data-status": status, "aria-label": statusWord(status) },
         ".session-label": labelOf(session),
         ".badge": depth === 0 ? "" : (asText(info.agent) ?? ""),
         ".session-errors": { title: failures },
@@ -75,22 +65,19 @@ export function createSessions(changed: () => void) {
     };
   });
 
-  return {
-    /** @param openId of the session page */
-    show(rows: Rows, needs: readonly Need[], openId: string | null, now: number): void {
-      const tree = treeOf(rows);
-      const lines = sessionList(tree, text.value, open, needs);
-      showLines(
-        lines.slice(0, end.limit).map((line) => {
-          const { id } = line.session.row;
-          return { ...line, key: id, rows, isCurrent: id === openId, now };
-        }),
-      );
-      end.show(lines.length, lines.length > end.limit);
-      const below = tree.order.length - tree.roots.length;
-      const agents = below === 0 ? null : formatNoun(below, "agent");
-      setText("sessions-note", joined([formatCount(tree.roots.length), agents]));
-    },
+  /** @param openId of the session page */
+  return (rows: Rows, needs: readonly Need[], openId: string | null, now: number): void => {
+    const tree = treeOf(rows);
+    const lines = sessionList(tree, text.value, open, needs);
+    const itemOf = (line: ListLine) => {
+      const { id } = line.session.row;
+      return { ...line, key: id, rows, isCurrent: id === openId, now };
+    };
+    showLines(lines.slice(0, end.limit).map(itemOf));
+    end.show(lines.length, lines.length > end.limit);
+    const below = tree.order.length - tree.roots.length;
+    const agents = below === 0 ? null : formatNoun(below, "agent");
+    setText("sessions-note", joined([formatCount(tree.roots.length), agents]));
   };
 }
 
@@ -103,9 +90,4 @@ function figuresOf(rows: Rows, session: SessionEntry): string {
     formatNoun(countOf(rows, id, "tool_count"), "tool"),
     cost.total === null ? null : formatCost(cost.total),
   ]);
-}
-
-/** How its latest turn ended, where there is something to say. */
-export function reasonOf({ row: { status, info } }: SessionEntry): string | null {
-  return status === "completed" && info.reason !== "completed" ? asText(info.reason) : null;
 }

@@ -78,26 +78,24 @@ export function createSpend(changed: () => void) {
     setText("spend-note", `${first} to ${last}, at most ${formatCost(most)} a day`);
   }
 
-  return {
-    async load(now: number): Promise<void> {
-      const { by, days } = query();
-      const [told, rows, before] = await Promise.all([
-        getSpend("day", { days: 2 * CHART_DAYS }),
-        getSpend(by, { days }),
-        getSpend(by, { days, before_hours: 24 * days }),
-      ]);
-      if (by !== query().by || days !== query().days) return; // another choice was made meanwhile
-      const known = new Map(told.map((row) => [row.day, row]));
-      const byDay = Array.from({ length: 2 * CHART_DAYS }, (_, index) => {
-        const at = now - (2 * CHART_DAYS - 1 - index) * DAY_MS;
-        const day = new Date(at).toISOString().slice(0, 10);
-        return known.get(day) ?? { day, cost: 0, tokens: {} };
-      });
-      showPeriods(byDay); // today last
-      showDays(byDay.slice(-CHART_DAYS));
-      const none = "No model has answered in this time.";
-      const nameOf = (row: Spend) => asText(row[by]) ?? "Not told";
-      showTable({ name: BY[by], columns: SPEND_COLUMNS, rows, before, nameOf, none });
-    },
+  return async (now: number): Promise<void> => {
+    const { by, days } = query();
+    const [told, rows, before] = await Promise.all([
+      getSpend("day", { days: 2 * CHART_DAYS }),
+      getSpend(by, { days }),
+      getSpend(by, { days, before_hours: 24 * days }),
+    ]);
+    if (by !== query().by || days !== query().days) return; // another choice was made meanwhile
+    const known = new Map(told.map((row) => [row.day, row]));
+    const byDay = Array.from({ length: 2 * CHART_DAYS }, (_, index) => {
+      const at = now - (2 * CHART_DAYS - 1 - index) * DAY_MS;
+      const day = new Date(at).toISOString().slice(0, 10);
+      return known.get(day) ?? { day, cost: 0, tokens: {} };
+    });
+    showPeriods(byDay); // today last
+    showDays(byDay.slice(-CHART_DAYS));
+    const none = "No model has answered in this time.";
+    const nameOf = (row: Spend) => asText(row[by]) ?? "Not told";
+    showTable({ name: BY[by], columns: SPEND_COLUMNS, rows, before, nameOf, none });
   };
 }

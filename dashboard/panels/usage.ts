@@ -9,18 +9,13 @@ import { type Column, createTable } from "../table.ts";
 
 /** As the server has it: by tool, by type of agent, or by model and provider. */
 export type UsageRow = Omit<UsageStats, "name"> & {
-  tool?: string;
-  subagent_type?: string;
-  model?: string;
-  provider?: string | null;
   avg_first_token_ms?: number | null;
   cost?: number;
 };
 
-type Named = Partial<Record<"tool" | "subagent_type" | "model" | "provider", unknown>>;
-
 /** Of a row, or of an event of its kind. A model of two providers is two rows. */
-export function nameOf({ tool, subagent_type, model, provider }: Named): string {
+export function nameOf(row: Readonly<Record<string, unknown>>): string {
+  const { tool, subagent_type, model, provider } = row;
   return asText(tool ?? subagent_type) ?? joined([asText(model), asText(provider)]);
 }
 
@@ -69,16 +64,14 @@ export function createUsage(
   const query = () => ({ kind: kinds.value, hours: Number(periods.value) });
   const showTable = createTable<UsageRow>("usage", (name) => opened(name, query()));
 
-  return {
-    /** @returns what it shows; null: another choice was made meanwhile */
-    async load(): Promise<{ kind: Kind; rows: UsageRow[] } | null> {
-      const asked = query();
-      const { kind, hours } = asked;
-      const [rows, before] = await Promise.all([getUsage(asked, 0), getUsage(asked, hours)]);
-      if (kind !== query().kind || hours !== query().hours) return null;
-      const none = "Nothing in this period.";
-      showTable({ name: KINDS[kind], columns: columnsOf(kind), rows, before, nameOf, none });
-      return { kind, rows };
-    },
+  /** @returns what it shows; null: another choice was made meanwhile */
+  return async (): Promise<{ kind: Kind; rows: UsageRow[] } | null> => {
+    const asked = query();
+    const { kind, hours } = asked;
+    const [rows, before] = await Promise.all([getUsage(asked, 0), getUsage(asked, hours)]);
+    if (kind !== query().kind || hours !== query().hours) return null;
+    const none = "Nothing in this period.";
+    showTable({ name: KINDS[kind], columns: columnsOf(kind), rows, before, nameOf, none });
+    return { kind, rows };
   };
 }
