@@ -210,9 +210,9 @@ async function openSession(): Promise<void> {
     for (const event of told) milestones.set(event.id, event);
     if (route.spanId !== null) calls.select(route.spanId); // only now its turn is known
     takeMarks(of, told);
-    timeline.fit();
+    if (route.spanId === null) timeline.fit();
     await loadFamilySpans(of, isWanted);
-    if (isWanted()) timeline.fit();
+    if (isWanted() && route.spanId === null) timeline.fit();
   } catch {
     if (opened === page) opened = null; // asked again with the next tick
   } finally {

@@ -977,7 +977,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await using fresh = await startTestServer();
     const agent = { subagent_type: "explore", call_id: "a", child_session_id: "kid" };
     const kid = { parent_session_id: "s1", title: "Look for it", cost: 0.25 };
-    const timestamp = Date.now() - SECOND_MS;
+    const timestamp = Date.now() - 5 * MINUTE_MS; // the timeline fits what is later
     const inner = { args: { command: "ls" }, outcome: "failed", duration_ms: 0 };
     await post(fresh, [
       { type: "turn_start", session_id: "s1", timestamp, data: { prompt: "Look around" } },
@@ -985,6 +985,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       { type: "session_start", session_id: "kid", timestamp, data: kid },
       { ...call("inner", inner, "kid"), timestamp },
       { type: "turn_start", session_id: "s1", data: {} },
+      call("later", { duration_ms: SECOND_MS }, "s1"),
       // With them the turns aren't among the events that are loaded first, while the call is.
       ...Array(250).fill({ type: "voice_sent", session_id: "s1" }),
     ]);
@@ -1005,6 +1006,10 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     const turns = async () => (await page.texts(".turn-title")).join();
     await waitFor(async () => (await turns()) === "Turn 2,Look around", "its turns");
     await waitFor(isSelected, "the call in its turn");
+    await page.run(
+      "new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))",
+    );
+    expect(await page.attribute("#follow", "aria-pressed")).toBe("false"); // its bar stays in sight
     expect(await page.attribute(".line-child", "href")).toBe("#/session/kid");
     // What it failed at and took is seen where it was sent out: a line of it, list, head and turn.
     expect(await page.text(".line .line-text")).toBe("1 error · $0.25");
@@ -1023,7 +1028,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       ...[end("grandkid", "interrupted"), end("kid", "completed"), end("s1", "completed")],
     ]);
     const rows = async () => (await page.texts(".session-meta")).join();
-    for (const expected of ["1 tool · $0.25", "1 tool · $0.25,1 tool · $0.25"]) {
+    for (const expected of ["2 tools · $0.25", "2 tools · $0.25,1 tool · $0.25"]) {
       await waitFor(async () => (await rows()) === expected, expected);
       await page.click(".session-row:last-child .session-ended");
     }

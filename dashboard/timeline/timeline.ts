@@ -201,8 +201,8 @@ export function createTimeline(options: TimelineOptions) {
     wantSpan(id: number | null): void {
       if (id === selectedId) return;
       cursorId = null;
-      selectedId = id;
-      soughtId = id;
+      selectedId = soughtId = id;
+      if (id !== null) window.pan(0); // it no longer fits what goes on: the bar has to stay in sight
       tell(null);
     },
     /** In how many milliseconds the picture will be another though nothing has been received; null: never. */
