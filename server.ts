@@ -40,6 +40,7 @@ const MINUTE_MS = 60 * SECOND_MS;
 const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
 const iso = (ms: number) => new Date(ms).toISOString();
+const minuteOf = (ms: number) => ms - (ms % MINUTE_MS);
 
 let lastSlice = Promise.resolve();
 /** Between two slices of long work: a turn of the event loop, so that requests and other long answers have theirs. */
@@ -744,7 +745,7 @@ function createUsage(sql: Sql) {
 
   /** Adds to what was at `at`, or (`sign` -1) takes it back. */
   function addAt(at: number, kind: string, name: string, by: Sums, sign = 1): void {
-    const start = at - (at % MINUTE_MS);
+    const start = minuteOf(at);
     const text = `${kind} ${start} ${name}`;
     const cell = added.get(text) ?? { kind, name, period_ms: MINUTE_MS, start, sums: {} };
     added.set(text, cell);
@@ -1589,32 +1590,30 @@ function createReader(sql: Sql, senders: Senders) {
     return rowsOf(ids, open.all({ ids: JSON.stringify(ids) }), now);
   }
 
-  const selectCutoff = sql<{ at: number }>(
-    `SELECT cutoff - cutoff % ${MINUTE_MS} AS at FROM watermark`,
-  );
-  /** What makes up [from, to): days, and at both ends hours and minutes, or (sign -1) a whole less what is before `from`. */
-  function* periodsIn(from: number, to: number, sign = 1, periods = PERIODS_MS): Generator<Binds> {
-    const keptFrom = selectCutoff.get({})?.at ?? 0; // of a longer period that began before, a part is gone
-    const [period_ms, ...shorter] = periods;
-    if (period_ms === undefined) return;
-    const before = from - (from % period_ms);
-    const after = Math.ceil(Math.max(from, keptFrom) / period_ms) * period_ms;
-    const isLess = from - before < after - from && before >= keptFrom;
-    const start = isLess ? before : Math.min(after, to);
-    const end = Math.max(to - (to % period_ms), start);
-    yield* isLess ? periodsIn(before, from, -sign, shorter) : periodsIn(from, start, sign, shorter);
-    yield { period_ms, start, end, sign };
-    yield* periodsIn(end, to, sign, shorter);
-  }
-
   /** What was counted in [from, to), at whole minutes; of `spend` in whole days. */
   async function* cellsOf(kind: UsageKind, from: number, to: number) {
     const select = sql<UsageRow & { sign: number }>(`SELECT *, $sign AS sign FROM usage
        WHERE kind = $kind AND period_ms = $period_ms AND start < $end AND (start, name) > ($start, $name)
        ORDER BY start, name LIMIT ${SLICE_ROWS}`);
-    const days = { period_ms: DAY_MS, start: from, end: to, sign: 1 };
-    const upTo = Math.ceil(to / MINUTE_MS) * MINUTE_MS;
-    for (const period of kind === "spend" ? [days] : periodsIn(from - (from % MINUTE_MS), upTo))
+    const { cutoff = 0 } = sql<{ cutoff: number }>("SELECT cutoff FROM watermark").get({}) ?? {};
+    const keptFrom = minuteOf(cutoff); // before it minutes are gone: the hour and the day of it are not whole
+
+    /** Days between those nearest to both ends, then hours and minutes that they lack, or (`sign` -1) have too much. */
+    function* split(from: number, to: number, sign = 1, periods = PERIODS_MS): Generator<Binds> {
+      const [period_ms, ...shorter] = periods;
+      if (period_ms === undefined || from === to) return;
+      if (from > to) return yield* split(to, from, -sign, periods);
+      const nearest = (at: number) => {
+        const boundary = Math.round(at / period_ms) * period_ms;
+        return boundary < keptFrom ? boundary + period_ms : boundary;
+      };
+      yield { period_ms, start: nearest(from), end: nearest(to), sign };
+      yield* split(from, nearest(from), sign, shorter);
+      yield* split(nearest(to), to, sign, shorter);
+    }
+    const kept = (at: number) => Math.max(minuteOf(at), keptFrom);
+    const days = [{ period_ms: DAY_MS, start: from, end: to, sign: 1 }];
+    for (const period of kind === "spend" ? days : split(kept(from), kept(to + MINUTE_MS - 1)))
       yield* paged(select, { kind, name: "", ...period }, Infinity, toCell);
   }
 
@@ -1665,7 +1664,7 @@ function createReader(sql: Sql, senders: Senders) {
       SELECT start, count, errors + ${ownErrors("events", "timestamp", "type = 'session_error'")}
          + ${ownErrors("spans", "ended_at", `kind = 'model' AND ${HAS_ERRED}`)} AS error_count
        FROM usage WHERE kind = '' AND count > 0 AND period_ms = ${MINUTE_MS} AND start >= $from AND start < $to ORDER BY start`);
-    const minutes = select.all({ from: from - (from % MINUTE_MS), to });
+    const minutes = select.all({ from: minuteOf(from), to });
     return minutes.map(({ start, ...counts }) => ({ timestamp: iso(start), ...counts }));
   }
 
@@ -2437,7 +2436,6 @@ function createQuery(url: string) {
     const hoursAgo = number("before_hours", 0);
     const end = now - hoursAgo * HOUR_MS;
     const start = end - number("hours", 24) * HOUR_MS;
-    const minuteOf = (at: number) => Math.floor(at / MINUTE_MS) * MINUTE_MS;
     return [minuteOf(start), hoursAgo === 0 ? end - (end % DAY_MS) + DAY_MS : minuteOf(end)];
   }
 
