@@ -188,11 +188,12 @@ async function loadOlderBars(): Promise<void> {
   if (isLoadingBars) return;
   isLoadingBars = true;
   const of = rows;
+  const before = of.oldestSpanId;
   await loadOlderSpans(of).catch(() => {
     of.oldestSpanId = 0; // asked again after the next load; the stream says what is wrong
   });
   isLoadingBars = false;
-  frames.requestTimeline();
+  if (of.oldestSpanId !== before) frames.requestTimeline(); // else nothing was asked for: it would ask for ever
 }
 
 /** The open session and all below it, then their spans. */

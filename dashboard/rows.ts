@@ -60,6 +60,7 @@ export type Stretch = Pick<SpanEntry, "start" | "end">;
 
 /** The spans of one session, by start. */
 export type SpanGroup = Record<SpanRow["kind"], SpanEntry[]>;
+type SpanGroups = { bySession: Map<string, SpanGroup>; byCall: Map<string, SpanEntry> };
 
 export type Rows = ReturnType<typeof createRows>;
 
@@ -72,7 +73,7 @@ export function createRows() {
     sessions: new Map<string, SessionEntry>(),
     spans: new Map<number, SpanEntry>(),
     /** Of the spans as they are; null: one has changed since. */
-    groups: null as ReturnType<typeof groupSpans> | null,
+    groups: null as SpanGroups | null,
     /** Oldest first, the latest MAX_FEED_EVENTS. */
     feed: new Array<TelemetryEvent>(),
     /** Deleted sessions, with the version from which on a row of them counts again. */
@@ -131,20 +132,23 @@ export const emptyGroup = (): SpanGroup => ({ tool: [], agent: [], model: [], wa
 
 export const byStart = (a: SpanEntry, b: SpanEntry) => a.start - b.start || a.row.id - b.row.id;
 
-/** All at once and only when they are drawn: of 12,000 it takes 3 ms. */
-const groupsOf = (rows: Rows) => (rows.groups ??= groupSpans(rows.spans));
+/** All at once when they are first drawn; what comes then is put in its place. */
+function groupsOf(rows: Rows): SpanGroups {
+  if (rows.groups !== null) return rows.groups;
+  rows.groups = { bySession: new Map(), byCall: new Map() };
+  for (const entry of [...rows.spans.values()].sort(byStart)) group(rows.groups, entry);
+  return rows.groups;
+}
 
-function groupSpans(spans: ReadonlyMap<number, SpanEntry>) {
-  const bySession = new Map<string, SpanGroup>();
-  const byCall = new Map<string, SpanEntry>();
-  for (const entry of [...spans.values()].sort(byStart)) {
-    const { session_id, kind, call_id } = entry.row;
-    const group = bySession.get(session_id) ?? emptyGroup();
-    group[kind].push(entry);
-    bySession.set(session_id, group);
-    if (call_id !== null) byCall.set(callKey(session_id, kind, call_id), entry);
-  }
-  return { bySession, byCall };
+function group({ bySession, byCall }: SpanGroups, entry: SpanEntry): void {
+  const { session_id, kind, call_id } = entry.row;
+  const spans = bySession.get(session_id) ?? emptyGroup();
+  const before = spans[kind].findLastIndex((other) => byStart(other, entry) <= 0);
+  spans[kind].splice(before + 1, 0, entry);
+  bySession.set(session_id, spans);
+  const key = callKey(session_id, kind, call_id);
+  const known = call_id === null ? entry : byCall.get(key);
+  if (known === undefined || byStart(known, entry) < 0) byCall.set(key, entry);
 }
 
 export const spansOf = (rows: Rows, sessionId: string): Readonly<SpanGroup> =>
@@ -160,8 +164,13 @@ export function toolsOf(rows: Rows, sessionId: string): SpanEntry[] {
 export function takeSpan(rows: Rows, row: SpanRow, version: number): void {
   const known = rows.spans.get(row.id);
   if (version < (known?.version ?? rows.deleted.get(row.session_id) ?? 0)) return;
-  rows.spans.set(row.id, spanEntry(row, version));
-  rows.groups = null;
+  const entry = spanEntry(row, version);
+  // The same in its place: most of what comes ends a call that is here.
+  if (known?.start === entry.start && known.row.call_id === row.call_id)
+    return void Object.assign(known, entry);
+  rows.spans.set(row.id, entry);
+  if (known !== undefined) rows.groups = null;
+  else if (rows.groups !== null) group(rows.groups, entry);
   // In steps, also where much is open and little can go: finding the oldest costs the length of all.
   const isStep = known === undefined && rows.spans.size % EVICT_SPANS === 0;
   if (isStep && rows.spans.size >= MAX_SPANS) evictSpans(rows);

@@ -18,6 +18,10 @@ import {
 export const AXIS_PX = 26;
 /** A call's arguments in less than this say nothing. */
 const MIN_ARGS_PX = 32;
+/** Less has no room for text. */
+const MIN_TEXT_PX = 18;
+const MAX_WIDTHS = 1_000;
+const widths = new Map<string, number>();
 /** Between two lines of a hatch. */
 const HATCH_PX = 6;
 
@@ -120,8 +124,9 @@ function drawTool(brush: Brush, bar: Bar): void {
   }
   const { name, text } = span.row;
   fillBox(brush, bar, failed ? "--failed" : `--${toolFamily(name)}`, 2);
+  if (width - freePx < MIN_TEXT_PX) return; // most are: measured is what may have room
   // A name that is cut says less than none; of what it was called with a part says something.
-  const room = width - freePx - 8 - context.measureText(shown(name)).width;
+  const room = width - freePx - 8 - widthOf(context, shown(name));
   if (room < 0) return;
   const words = room < MIN_ARGS_PX ? name : oneLine(joined([name, argsSummary(text)], ": "));
   drawText(brush, words, { ...bar, x: x + freePx + 4, width: width - freePx - 6 });
@@ -181,9 +186,16 @@ function strokeBox(brush: Brush, box: Box, ink: Color, lineWidth = 1, outset = -
 function drawText({ context, color, view }: Brush, text: string, box: Box): void {
   const left = Math.max(box.x, 4);
   const room = Math.min(box.x + box.width, view.width) - left;
-  if (room < 18) return;
+  if (room < MIN_TEXT_PX) return;
   context.fillStyle = color("--bar-ink");
   context.fillText(fitText(context, shown(text), room), left, box.y + box.height / 2 + 0.5);
+}
+
+/** Of names, which are few: to measure one takes longer than to draw its bar. */
+function widthOf(context: CanvasRenderingContext2D, name: string): number {
+  const width = widths.get(name) ?? context.measureText(name).width;
+  if (widths.size < MAX_WIDTHS) widths.set(name, width);
+  return width;
 }
 
 /** As much of `text` as fits into `room` pixels. */

@@ -257,35 +257,41 @@ export function barsOf(lane: Lane, view: View): Bar[] {
   /** Up to where there are bars already, by how far from above. */
   const takenTo = new Map<number, number>();
 
-  function seenOf(y: number, height: number, all: readonly SpanEntry[] = []): Bar[] {
-    const seen = all.filter((span) => isInWindow(view, span));
-    return seen.map((span) => {
-      const { x, width } = stretchOf(view, span.start, shownEnd(span, view.now));
-      return { span, lane, x, y, width: Math.max(MIN_BAR_PX, width), height };
-    });
+  const isSeen = (span: SpanEntry) => isInWindow(view, span);
+
+  function barOf(span: SpanEntry, y: number, height: number): Bar {
+    const { x, width } = stretchOf(view, span.start, shownEnd(span, view.now));
+    return { span, lane, x, y, width: Math.max(MIN_BAR_PX, width), height };
   }
 
-  function place(y: number, height: number, all: readonly SpanEntry[]): Bar[] {
-    return seenOf(y, height, all).filter(({ span, x, width }) => {
-      const taken = takenTo.get(y) ?? -Infinity;
-      const isKept = isFailedSpan(span) || keptIds.includes(span.row.id);
-      if (width === MIN_BAR_PX && x + width < taken + 1 && !isKept) return false;
-      takenTo.set(y, Math.max(taken, x + width));
-      return true;
-    });
+  /** A bar of one that is seen; null: left out. */
+  function placeOne(span: SpanEntry, y: number, height: number): Bar | null {
+    const bar = barOf(span, y, height);
+    const taken = takenTo.get(y) ?? -Infinity;
+    const right = bar.x + bar.width;
+    const isKept = isFailedSpan(span) || keptIds.includes(span.row.id);
+    if (bar.width === MIN_BAR_PX && right < taken + 1 && !isKept) return null;
+    takenTo.set(y, Math.max(taken, right));
+    return bar;
   }
 
-  const calls = new Set(lane.calls.flatMap(({ span }) => span.row.call_id ?? []));
+  const place = (y: number, height: number, all: readonly SpanEntry[]): Bar[] =>
+    all.filter(isSeen).flatMap((span) => placeOne(span, y, height) ?? []);
+
+  // Few lanes have any, and many calls: the set is made for those.
+  const asking = spans.wait.length === 0 ? [] : lane.calls;
+  const calls = new Set(asking.flatMap(({ span }) => span.row.call_id ?? []));
   const isOfCall = ({ row }: SpanEntry) => calls.has(row.call_id ?? "");
   const waits = Map.groupBy(spans.wait.filter(isOfCall), ({ row }) => row.call_id);
 
   function placeCall({ span, slot }: Lane["calls"][number]): Bar[] {
-    const [bar] = place(y + slot * (rowHeight + SLOT_GAP_PX), rowHeight, [span]);
-    if (bar === undefined) return [];
+    const bar = placeOne(span, y + slot * (rowHeight + SLOT_GAP_PX), rowHeight);
+    if (bar === null) return [];
     const { x } = bar;
     // A gap of one pixel, where there is room, keeps calls apart that follow at once.
     const width = bar.width > 4 && span.end !== null ? bar.width - 1 : bar.width;
-    const asked = seenOf(bar.y, rowHeight, waits.get(span.row.call_id));
+    const waited = waits.get(span.row.call_id)?.filter(isSeen) ?? [];
+    const asked = waited.map((wait) => barOf(wait, bar.y, rowHeight));
     const freePx = Math.max(0, ...asked.map((wait) => wait.x + wait.width - x));
     return [{ ...bar, width, freePx }, ...asked];
   }
