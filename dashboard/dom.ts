@@ -129,7 +129,7 @@ export function createList<T extends { key: string | number }>(
 }
 
 /** Rows that a list starts with, and that "Show more" adds. */
-export const PAGE_ROWS = 60;
+export const PAGE_ROWS = 40;
 
 /** Puts below a list in `root` what is said where it has no rows, and the button that shows more of them. */
 export function createEnd(root: HTMLElement, none: string, text: string, changed: () => void) {

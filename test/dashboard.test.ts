@@ -185,25 +185,25 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await using fresh = await startTestServer();
     await post(
       fresh,
-      Array.from({ length: 130 }, (_, index) => call(`tool ${index}`)),
+      Array.from({ length: 90 }, (_, index) => call(`tool ${index}`)),
     );
     using page = await openPage(fresh);
     const hasRows = (count: number) =>
       waitFor(async () => (await page.count("#feed-list .line")) === count, `${count} rows`);
-    for (const count of [60, 120]) {
+    for (const count of [40, 80]) {
       await hasRows(count);
       await page.run(`document.querySelector("#feed .more").scrollIntoView()`);
       await page.click("#feed .more");
     }
-    await hasRows(130);
+    await hasRows(90);
     await waitFor(async () => (await page.text("#feed .more")) === null, "no button");
     expect((await page.texts(".line-name")).at(-1)).toBe("tool 0");
     await page.run(`document.querySelector("#feed-scroll").scrollTop = 0`);
     await post(
       fresh,
-      Array.from({ length: 60 }, (_, index) => call(`new ${index}`)),
+      Array.from({ length: 40 }, (_, index) => call(`new ${index}`)),
     );
-    await hasRows(180); // the oldest ten have to make room
+    await hasRows(120); // the oldest ten have to make room
     await waitFor(
       async () => (await page.text("#feed .more")) === "Load older",
       "the button again",
@@ -1176,7 +1176,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await postAll(fresh, events.slice(0, count / 2));
     const note = () => page.text("#sessions-note");
     await waitFor(async () => (await note()) === "1 · 1,999 agents", "the list");
-    expect(await page.count(".session-row")).toBe(60);
+    expect(await page.count(".session-row")).toBe(40);
     await waitFor(
       async () => (await page.text("#timeline-note"))?.startsWith("2,000 sessions · 0 ") ?? false,
       "lanes",
@@ -1198,13 +1198,13 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     using page = await openPage(fresh);
     const rows = () => page.count("#usage tbody tr");
-    await waitFor(async () => (await rows()) === 60, "the table");
+    await waitFor(async () => (await rows()) === 40, "the table");
     const endTrace = await startTrace(page);
     await page.click('#usage-hours [value="24"]');
     await page.click('#usage [data-column="name"] button');
     await waitFor(async () => (await page.text("#usage tbody th")) === "tool 0", "the first name");
     await page.run(`document.querySelector("#usage .more").click()`);
-    await waitFor(async () => (await rows()) === 120, "more of it");
+    await waitFor(async () => (await rows()) === 80, "more of it");
     const longest = Math.max(...(await endTrace()).map(({ cpu }) => cpu));
     console.log(`  ${NAMES} names: the longest task took ${longest.toFixed(1)} ms`);
     expect(longest).toBeLessThan(SLACK * MAX_FRAME_MS);
@@ -1239,7 +1239,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       const startedAt = performance.now();
       await page.goto(`/?visit=${visit}`);
       await waitFor(
-        async () => (await page.count(".session-row")) >= 60 && (await page.count(".line")) > 0,
+        async () => (await page.count(".session-row")) >= 40 && (await page.count(".line")) > 0,
         "the list and the feed",
       );
       opened = Math.min(opened, performance.now() - startedAt);
