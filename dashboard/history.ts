@@ -49,14 +49,14 @@ export function createHistory(
   }
 
   async function loadPage(): Promise<void> {
-    const wanted = filter();
+    const [wanted, of] = [filter(), older];
     const { list: page, isIndexed } = await findEvents({
       before: older.at(-1)?.id ?? rows().feed[0]?.id ?? rows().head + 1,
       type: wanted.type === "failed" ? null : wanted.type,
       sessionId: wanted.sessionId,
       q: wanted.text || null,
     });
-    if (JSON.stringify(wanted) !== JSON.stringify(filter())) return;
+    if (older !== of) return; // of another filter, or another page has come meanwhile
     older = [...older, ...page];
     isOlderDone = page.length === 0 && isIndexed;
     takeMarks(rows(), page);

@@ -153,13 +153,16 @@ async function ask(work: Promise<unknown>): Promise<void> {
 
 let askedAt = -Infinity;
 let askedHead = -1;
+let isAsking = false;
 
 /** The figures of the header, and of the table that is shown. */
 async function loadFigures(): Promise<void> {
   if (!isLoaded || document.hidden) return;
   askedAt = performance.now();
   askedHead = rows.head; // what comes while it is asked for may not be in the answer
-  await Promise.all([header.load(Date.now()), route.isSpend ? loadSpend(Date.now()) : loadUsage()]);
+  isAsking = true;
+  const answers = [header.load(Date.now()), route.isSpend ? loadSpend(Date.now()) : loadUsage()];
+  await Promise.all(answers).finally(() => (isAsking = false));
 }
 
 /** On a session's page it isn't shown, but what is usual must be known. */
@@ -173,25 +176,25 @@ async function loadUsage(): Promise<void> {
 
 /** Sessions that the server is asked for, or was in vain since the stream is open. */
 const sought = new Set<string>();
+let seeks = 0;
 
 /** A row of a session is here, but not the session's own. */
 function seek(id: string): void {
-  if (sought.size >= MAX_SEEKS || sought.has(id) || rows.deleted.has(id)) return;
+  if (seeks >= MAX_SEEKS || sought.has(id) || rows.deleted.has(id)) return;
+  seeks++;
   sought.add(id);
-  void ask(loadFamily(rows, id).then(() => sought.delete(id)));
+  void ask(loadFamily(rows, id).then(() => sought.delete(id))).finally(() => seeks--);
 }
 
 let isLoadingBars = false;
 
 /** One page at a time, while the timeline shows a time before the spans that are here. */
 async function loadOlderBars(): Promise<void> {
-  if (isLoadingBars) return;
+  if (isLoadingBars || !stream.isOpen()) return;
   isLoadingBars = true;
   const of = rows;
   const before = of.oldestSpanId;
-  await loadOlderSpans(of).catch(() => {
-    of.oldestSpanId = 0; // asked again after the next load; the stream says what is wrong
-  });
+  await loadOlderSpans(of).catch(() => undefined); // asked again with the next picture
   isLoadingBars = false;
   if (of.oldestSpanId !== before) frames.requestTimeline(); // else nothing was asked for: it would ask for ever
 }
@@ -271,6 +274,7 @@ function showSession(id: string, now: number): void {
   const session = rows.sessions.get(id);
   if (session === undefined) {
     sessionTabs.hide();
+    byId("feed", HTMLElement).hidden = true;
     if (rows.deleted.has(id)) sessionHead.showMissing(id);
     return;
   }
@@ -305,6 +309,7 @@ function showRoute(): void {
     milestones.clear();
     sessionHead.hide();
     sessionTabs.hide();
+    timeline.wantSpan(null);
     timeline.fit();
     scrollTo(0, 0);
   }
@@ -351,7 +356,8 @@ setInterval(() => {
   }
   if (!stream.isOpen()) return;
   if (document.body.dataset.view === "empty") void ask(lookForPlugin(Date.now()));
-  if (at - askedAt >= FIGURES_INTERVAL_MS || askedHead !== rows.head) refresh();
+  const isOld = at - askedAt >= FIGURES_INTERVAL_MS || askedHead !== rows.head;
+  if (isOld && !isAsking) refresh();
   void openSession();
 }, TICK_MS);
 

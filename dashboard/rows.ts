@@ -213,6 +213,7 @@ function evictSpans(rows: Rows): void {
     // What is gone can be asked for again, with all that is older.
     rows.oldestSpanId = Math.max(rows.oldestSpanId, row.id + 1);
   }
+  rows.groups = null;
 }
 
 // ─── Events ──────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 /** What the dashboard knows and says, without a browser: rows in, what is shown out. */
 
-import { describe, expect, test } from "bun:test";
+import { describe, expect, spyOn, test } from "bun:test";
 import { hashOf, routeOf } from "../dashboard/address.ts";
 import {
   EVENT_TYPES as LISTED_TYPES,
@@ -180,6 +180,7 @@ describe("spans", () => {
     rows.family = new Set(["page"]);
     takeSpan(rows, spanRow(1, { session_id: "s0", kind: "agent", ended_at: null }), 1);
     takeSpan(rows, spanRow(2, { session_id: "page" }), 1);
+    spansOf(rows, "s0"); // as if drawn: from then on each is put in its place
     const count = MAX_SPANS * 2;
     for (let id = 3; id < count; id++) {
       const time = iso(NOW + id);
@@ -792,4 +793,33 @@ describe("the address", () => {
     });
     expect(hashOf(routeOf("#/elsewhere"))).toBe("#/");
   });
+});
+
+test("older events that two questions ask for at once, or an earlier filter, are listed once", async () => {
+  const rows = rowsWith({ id: "s1" });
+  rows.head = 100;
+  let text = "a";
+  const filter = () => ({ ...NO_FILTER, sessionId: "s1", text });
+  const history = createHistory(
+    () => rows,
+    filter,
+    () => {},
+  );
+  using _ = spyOn(globalThis, "fetch").mockImplementation((async (url: string) => {
+    const query = new URLSearchParams(url.split("?")[1]);
+    const before = Number(query.get("before"));
+    const ids = before > 3 ? [3, 2, 1] : [];
+    const events = ids.map((id) => ({
+      ...{ id, session_id: "s1", type: "tool_use", timestamp: iso(NOW + id) },
+      ...{ tool: "bash", call_id: `c${id}`, note: "a ab" },
+    }));
+    return Response.json({ events }, { headers: { "Last-Event-ID": "100" } });
+  }) as typeof fetch);
+  const filled = [history.fill()];
+  text = "ab";
+  history.reset();
+  filled.push(history.fill(), history.fill());
+  await Promise.all(filled);
+  const { things } = history.page(50, false);
+  expect(things.map((events) => events.map(({ id }) => id))).toEqual([[3], [2], [1]]);
 });

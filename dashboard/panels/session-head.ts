@@ -46,8 +46,8 @@ export function createSessionHead() {
   copyButton.addEventListener("click", async () => {
     const text = await getSessionText(openId).catch(() => null);
     if (text === null) return; // the stream says what is wrong
-    await navigator.clipboard.writeText(text);
-    copyButton.textContent = "Copied";
+    const problem = await navigator.clipboard.writeText(text).catch(String);
+    copyButton.textContent = problem ? "Not copied: press it again" : "Copied";
     setTimeout(() => (copyButton.textContent = "Copy as JSON"), CONFIRM_MS);
   });
   byId("session-delete", HTMLButtonElement).addEventListener("click", async () => {

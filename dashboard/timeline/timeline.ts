@@ -87,7 +87,8 @@ export function createTimeline(options: TimelineOptions) {
     isTouch = false;
     tell(span);
     const { end, length } = window.now();
-    const [from, to] = [span.start, shownEnd(span, now())];
+    const from = span.start;
+    const to = Math.min(shownEnd(span, now()), now() + length / 2); // no window reaches further
     const isSeen = from >= end - length ? to <= end : to >= end;
     soughtId = isSeen ? null : span.row.id; // its lane may be there only in the next window
     if (!isSeen) return window.show((from + to - length) / 2, (from + to + length) / 2);
