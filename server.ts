@@ -1640,7 +1640,9 @@ function createReader(sql: Sql, senders: Senders) {
       const name: string = by ? JSON.parse(cell.name)[by] || null : cell.name;
       const sums = stats.get(name) ?? { count: 0 };
       stats.set(name, sums);
-      addTo(sums, cell.sums, cell.sign);
+      // As addTo does; but for…in takes a fifth longer over the many steps, whose names are numbers.
+      for (const part of Object.keys(cell.sums))
+        sums[part] = (sums[part] ?? 0) + cell.sign * (cell.sums[part] ?? 0);
     }
     const used = [...stats].filter(([, { count = 0 }]) => count > 0);
     if (!by) used.sort(([a, { count: x = 0 }], [b, { count: y = 0 }]) => y - x || (a < b ? -1 : 1));
