@@ -274,7 +274,8 @@ function showSession(id: string, now: number): void {
   const session = rows.sessions.get(id);
   if (session === undefined) {
     sessionTabs.hide();
-    byId("feed", HTMLElement).hidden = true;
+    byId("feed", HTMLElement).hidden = true; // which is of all sessions
+    byId("session-table", HTMLElement).hidden = false;
     if (rows.deleted.has(id)) sessionHead.showMissing(id);
     return;
   }

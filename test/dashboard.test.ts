@@ -733,6 +733,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       async () => (await page.text("#session-name")) === "No session nowhere",
       "no session",
     );
+    expect(await page.text("#feed-title")).toBeNull(); // which is of all sessions
     expect(page.problems).toEqual([]);
   });
 
