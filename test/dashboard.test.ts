@@ -580,6 +580,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       async () => (await page.attribute("body", "data-view")) === "session",
       "its session",
     );
+    const fits = () => page.attribute("#zoom-fit", "aria-pressed");
+    await waitFor(async () => (await fits()) === "false", "a window that keeps the call in sight");
   });
 
   test("wheel and drag zoom and pan the timeline", async () => {
