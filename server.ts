@@ -24,7 +24,7 @@
 import { Database, SQLiteError } from "bun:sqlite";
 import { appendFileSync, chmodSync, mkdirSync, readdirSync, realpathSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { createDashboard } from "./dashboard/bundle.ts";
+import { dashboardFile, dashboardPage } from "./dashboard/bundle.ts";
 import { createLogin, loginPage } from "./dashboard/login.ts";
 import { createMetrics, METRICS_TYPE } from "./follow/metrics.ts";
 import { FOLLOWER_VARIABLES, startFollowers } from "./follow/start.ts";
@@ -2472,7 +2472,6 @@ function parseJson(text: string): unknown {
 function createRoutes(parts: Parts, now: Clock): Routes {
   const { config, guard, store, hub, ingest, log } = parts;
   const startedAt = performance.now(); // of a clock that nobody sets
-  const dashboard = createDashboard();
   const headId = (head = store.head()) => ({ "Last-Event-ID": String(head) }); // where a stream goes on after it
   const streamJson = (lists: Lists, headers = {}, members = {}) =>
     stream(jsonPieces(members, lists), { "Content-Type": JSON_TYPE, ...headers }, log);
@@ -2501,12 +2500,12 @@ function createRoutes(parts: Parts, now: Clock): Routes {
       const cookie = guard.loginCookie(req);
       if (cookie !== null) return reply(null, { Location: "/", "Set-Cookie": cookie }, 303); // no token in the address bar
       guard.checkToken(req);
-      const page = await dashboard.page((problem) => log.error(`dashboard: ${problem}`));
+      const page = await dashboardPage(log.error);
       if (page) return reply(page, PAGE_HEADERS);
       throw new HttpError(503, "the page can't be bundled; the server's log has it", RETRY_LATER);
     },
     "GET /*": async (_query, { url }) => {
-      const file = await dashboard.file(new URL(url).pathname);
+      const file = await dashboardFile(new URL(url).pathname);
       if (file === undefined) throw NO_ROUTE;
       return reply(file, { "Content-Type": file.type });
     },
@@ -2674,6 +2673,7 @@ function asHttpError(error: unknown, log: Log): HttpError {
 
 const IDLE_TIMEOUT_SECONDS = 40; // longer than two heartbeats, so that only streams that nobody reads reach it
 const LOOPBACK = ["127.0.0.1", "::1"];
+const BUNDLE_AFTER_MS = 500; // of the start: so that the first visit needn't wait for it, nor the start
 const STOP_LIMIT_MS = 1_500; // only clients that don't read are still there then
 
 const isInUse = (error: unknown) =>
@@ -2789,6 +2789,7 @@ if (import.meta.main) {
     };
     // Ctrl-C arrives twice under `bun start`: from the terminal, and from that.
     for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, exit);
+    setTimeout(dashboardPage, BUNDLE_AFTER_MS, log.error);
     log.info(`PAI Observability ${version} on ${server.url}`); // last: whoever reads it may end it
   } catch (error) {
     if (!(error instanceof StartError)) throw error;

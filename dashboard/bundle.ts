@@ -2,25 +2,21 @@
 
 import page from "./index.html";
 
-/** Bundles when the page is first asked for, and anew where it couldn't be. */
-export function createDashboard() {
-  let bundle: Promise<Map<string, Blob>> | null = null;
+let bundle: Promise<Map<string, Blob>> | null = null;
 
-  return {
-    /** The page; null: it can't be bundled, and `onError` was told why. */
-    async page(onError: (problem: string) => void): Promise<Blob | null> {
-      try {
-        return (await (bundle ??= bundleDashboard())).get("/") ?? null;
-      } catch (error) {
-        bundle = null; // the next request tries again
-        onError(error instanceof Error ? error.message : String(error));
-        return null;
-      }
-    },
-    /** What the page loads from `path`; undefined: nothing, or the page was never asked for. */
-    file: async (path: string) => (await bundle)?.get(path),
-  };
+/** The page, bundled when it is first asked for; null: it can't be, and `onError` was told why. */
+export async function dashboardPage(onError: (problem: string) => void): Promise<Blob | null> {
+  try {
+    return (await (bundle ??= bundleDashboard())).get("/") ?? null;
+  } catch (error) {
+    bundle = null; // the next request tries again
+    onError(`dashboard: ${error instanceof Error ? error.message : String(error)}`);
+    return null;
+  }
 }
+
+/** What the page loads from `path`; undefined: nothing, or the page was never asked for. */
+export const dashboardFile = async (path: string) => (await bundle)?.get(path);
 
 /** The dashboard and what it loads, by path, as Bun bundles them. Rejects where it can't. */
 async function bundleDashboard(): Promise<Map<string, Blob>> {

@@ -25,7 +25,9 @@ import {
   getJson,
   hasChromium,
   isSoak,
+  spawnServer,
   startTestServer,
+  tempDir,
   type TestServer,
   waitFor,
 } from "./helpers.ts";
@@ -1217,8 +1219,9 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
   const WEEK = isSoak ? 50_000 : 10_000;
   const PER_SESSION = WEEK / 200;
   const MAX_PAINT_MS = 150;
-  test(`a week of ${WEEK} events in 200 sessions: painted in 150 ms, open in under a second`, async () => {
-    await using fresh = await startTestServer();
+  const MAX_OPEN_MS = 300;
+  test(`a week of ${WEEK} events in 200 sessions: painted in 150 ms, open in 300 ms`, async () => {
+    await using fresh = await spawnServer({ dataDir: tempDir() }); // whose core isn't the test's
     const now = Date.now();
     const week = 7 * 24 * 60 * MINUTE_MS;
     const events = Array.from({ length: WEEK }, (_, index): PostedEvent => {
@@ -1234,25 +1237,31 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
         : { ...call("bash", { args: { command: `step ${index}` } }, session_id), timestamp };
     });
     await postAll(fresh, events);
-    using page = await openPage(fresh, { path: "/health" });
+    // What the page itself says: a question from here is only answered between two of its tasks.
+    const before = `{
+      const look = (_, observer) => {
+        if (document.querySelectorAll(".session-row").length < 40 || !document.querySelector(".line")) return;
+        observer.disconnect();
+        requestAnimationFrame(() => setTimeout(() => { window.openedAt_ = performance.now(); }));
+      };
+      new MutationObserver(look).observe(document, { childList: true, subtree: true });
+    }`;
+    using page = await openPage(fresh, { path: "/health", before });
+    await fetch(fresh.url); // as the server does itself a moment after its start: the page is bundled
     // The best of three visits at most: other programs may take the processor in one.
     let [painted, opened] = [Infinity, Infinity];
-    const isSlow = () => painted >= SLACK * MAX_PAINT_MS || opened >= SLACK * SECOND_MS;
+    const isSlow = () => painted >= SLACK * MAX_PAINT_MS || opened >= SLACK * MAX_OPEN_MS;
     for (let visit = 1; visit <= 3 && isSlow(); visit++) {
-      const startedAt = performance.now();
       await page.goto(`/?visit=${visit}`);
-      await waitFor(
-        async () => (await page.count(".session-row")) >= 40 && (await page.count(".line")) > 0,
-        "the list and the feed",
-      );
-      opened = Math.min(opened, performance.now() - startedAt);
+      await waitFor(() => page.run<boolean>("window.openedAt_ > 0"), "the list and the feed");
+      opened = Math.min(opened, await page.run<number>("openedAt_"));
       const paint = `performance.getEntriesByName("first-contentful-paint")[0].startTime`;
       painted = Math.min(painted, await page.run<number>(paint));
     }
     const times = `painted in ${Math.round(painted)} ms, open in ${Math.round(opened)} ms`;
     console.log(`  ${WEEK} events in 200 sessions: ${times}`);
     expect(painted).toBeLessThan(SLACK * MAX_PAINT_MS);
-    expect(opened).toBeLessThan(SLACK * SECOND_MS);
+    expect(opened).toBeLessThan(SLACK * MAX_OPEN_MS);
   });
 
   test(`1,000 events/s for ${isSoak ? 30 : 1} s: no frame over 50 ms, heap under 100 MB`, async () => {

@@ -116,6 +116,15 @@ describe("start", () => {
     }
   });
 
+  test("a moment after the start the page is bundled, before anybody asks for it", async () => {
+    await using asked = await spawnServer({ dataDir: tempDir() });
+    await using server = await spawnServer({ dataDir: tempDir() });
+    const [script] = (await (await fetch(asked.url)).text()).match(/\/[\w-]+\.js/) ?? [];
+    expect(script).toBeDefined();
+    const isThere = async () => (await fetch(`${server.url}${script}`)).status === 200;
+    await waitFor(isThere, "the page's script");
+  });
+
   test("an empty HOST listens on the loopback addresses alone", async () => {
     await using server = await spawnServer({ dataDir: tempDir(), env: { HOST: "" } });
     const outside = Object.values(networkInterfaces())
