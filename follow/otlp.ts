@@ -50,7 +50,6 @@ const PROVIDERS: Record<string, string> = {
   google: "gcp.gemini",
   "google-vertex": "gcp.vertex_ai",
   mistral: "mistral_ai",
-  moonshotai: "moonshot_ai",
   xai: "x_ai",
 };
 

@@ -153,6 +153,18 @@ test("each file that a document links to, or lists, exists, and each heading", (
   expect([...linked, ...listed].filter((path) => !existsSync(join(PROJECT, path)))).toEqual([]);
 });
 
+test("each figure that the README takes from the promises and the performance stands there", () => {
+  const figuresOf = (text: string) =>
+    [...text.matchAll(/\d[\d.,]*(?<=\d)(?: (?:ms|million))?/g)].map(([figure]) => figure);
+  const parts = section("Promises and performance").split("\n\n[`");
+  for (const [index, name] of ["test/README.md", "test/bench/README.md"].entries()) {
+    const named = figuresOf([...(parts[index] ?? "").matchAll(/^- .*/gm)].join("\n"));
+    const known = figuresOf(read(name));
+    expect(named.length).toBeGreaterThan(3);
+    expect(named.filter((figure) => !known.includes(figure))).toEqual([]);
+  }
+});
+
 // ─── Commands ────────────────────────────────────────────────────────────────
 
 /** Why a command that begins so isn't run here. Every other one is. */

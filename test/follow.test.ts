@@ -543,6 +543,26 @@ describe("follow/otlp.ts", () => {
   );
 
   test.skipIf(!isSoak)(
+    "the conventions, in the version that it names, have each of its names",
+    async () => {
+      const source = readFileSync(join(PROJECT, "follow/otlp.ts"), "utf8");
+      const [, version = ""] = /schemas\/([\d.]+)"/.exec(source) ?? [];
+      const directory = tempDir();
+      const cmd = [process.execPath, "add", `@opentelemetry/semantic-conventions@${version}`];
+      if (Bun.spawnSync(cmd, { cwd: directory }).exitCode !== 0)
+        return console.warn("skipped: the semantic conventions, for want of a package registry");
+      const path = "node_modules/@opentelemetry/semantic-conventions/build/src/index-incubating.js";
+      const known = new Set(Object.values(require(join(directory, path))));
+      const names = [...source.matchAll(/"((?:gen_ai|error|process|service)\.[a-z_.]+)":/g)];
+      const operations = [...source.matchAll(/operation\.name": "(\w+)"/g)];
+      const [providers = ""] = /PROVIDERS: .*?\n};/s.exec(source) ?? [];
+      const words = [...names, ...operations, ...providers.matchAll(/: "(.*)"/g)];
+      expect(words.length).toBeGreaterThan(20);
+      expect(words.map(([, word]) => word).filter((word) => !known.has(word))).toEqual([]);
+    },
+  );
+
+  test.skipIf(!isSoak)(
     "a week of traffic, the collector killed ten times → each ended span is there, by its id",
     async () => {
       const dataDir = tempDir();
