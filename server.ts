@@ -170,7 +170,6 @@ export class HttpError extends Error {
 }
 
 type Fields = Record<string, unknown>;
-
 const isRecord = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 const isEventType = (value: unknown): value is EventType =>
@@ -1863,7 +1862,9 @@ export function openStore(dir: string, log: Pick<Log, "info"> = { info() {} }, n
     if (error instanceof StartError) throw error;
     const reason = isBusy(error)
       ? "locked by another process; end it, then start again"
-      : `not a database that this server can use (${messageOf(error).replace(/\s+/g, " ")}); move it away or put a backup in its place, then start again (a copy of a running server's file lacks what is in its -wal). Nothing was deleted`;
+      : error instanceof SQLiteError && /^SQLITE_(FULL|IOERR)/.test(error.code ?? "")
+        ? `the disk is full, or fails (${messageOf(error)}); make room, then start again`
+        : `not a database that this server can use (${messageOf(error).replace(/\s+/g, " ")}); move it away or put a backup in its place, then start again (a copy of a running server's file lacks what is in its -wal). Nothing was deleted`;
     throw new StartError(`${path}: ${reason}`);
   }
 }

@@ -31,6 +31,7 @@ import {
   removeTempDirs,
   sendRaw,
   type ServerProcess,
+  runToExit,
   spawnServer,
   startWriters,
   statusOf,
@@ -380,6 +381,21 @@ describe("disk full", () => {
       });
     },
     15_000,
+  );
+
+  test.skipIf(!canMount).each([1_024, 1_004])(
+    "a start with %d KB of 1,024 taken says so",
+    async (taken) => {
+      const mount = `mount -t tmpfs -o size=1m,mode=700 tmpfs "$DATA_DIR" && head -c ${taken}k /dev/zero > "$DATA_DIR/ballast" && exec "$@"`;
+      const { exitCode, stderr } = await runToExit({
+        dataDir: tempDir(),
+        command: [...unshare, "sh", "-c", mount, "sh", ...SERVER],
+      });
+      expect(stderr).toMatch(
+        /^\S+observability\.db: the disk is full, or fails \(.*make room.*\n$/,
+      );
+      expect(exitCode).toBe(1);
+    },
   );
 
   test.skipIf(!canMount)("SIGTERM still exits 0, without a stack trace", async () => {
