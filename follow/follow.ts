@@ -17,7 +17,7 @@ import { dirname } from "node:path";
 
 const [FIRST_PAUSE_MS, MAX_PAUSE_MS] = [500, 60_000]; // doubled with each failure in a row; an error may have a longer `pauseMs`
 const MAX_SILENCE_MS = 45_000; // the server says something every 15 s
-
+const CLOSED = new Error("the server has closed the stream"); // told where it does so again: one that stops ends its followers, too
 export type Frame = { type: string; data: Record<string, unknown> };
 /** `id`: events up to it were received; null: none yet, and only new ones are wanted. 0: all that are stored. */
 export type Place<Memory> = { id: number | null; memory: Memory };
@@ -65,25 +65,25 @@ export async function follow<Memory>(options: FollowOptions<Memory>): Promise<ne
         if (problem !== "") log("goes on");
         [problem, pauseMs] = ["", FIRST_PAUSE_MS];
       }
-      throw new Error(`${server} has closed the stream`);
+      throw CLOSED;
     } catch (error) {
       clearTimeout(watch);
       connection.abort();
       if (performance.now() - openedAt > MAX_SILENCE_MS) pauseMs = FIRST_PAUSE_MS; // it held, though quiet
       const { message, pauseMs: wantedMs = 0 } = error as Error & { pauseMs?: number };
-      if (message !== problem) log(`${(problem = message)}; tries again`);
+      const isNews = message !== problem && (error !== CLOSED || pauseMs > FIRST_PAUSE_MS);
+      if (isNews) log(`${(problem = message)}; tries again`);
       await Bun.sleep(Math.max(pauseMs * (0.5 + Math.random()), wantedMs));
     }
   }
 }
 
 /** For each piece of the stream what it completes: pages of events with their rows, and up to which id they go. */
-async function* readPages(body: ReadableStream<Uint8Array>) {
-  const decoder = new TextDecoder();
+async function* readPages(body: ReadableStream<BufferSource>) {
   const page: Frame[] = [];
   let rest = "";
-  for await (const piece of body) {
-    const blocks = (rest + decoder.decode(piece, { stream: true })).split("\n\n");
+  for await (const piece of body.pipeThrough(new TextDecoderStream())) {
+    const blocks = (rest + piece).split("\n\n");
     rest = blocks.pop() ?? "";
     const whole: { frames: Frame[]; id: number | null } = { frames: [], id: null };
     for (const block of blocks) {

@@ -1,4 +1,4 @@
-export const PLUGIN_VERSION = "3.1.0";
+export const PLUGIN_VERSION = "3.2.0";
 const DEFAULT_SERVER = "http://localhost:3001"; // a server that hands this file out puts its own address here
 
 /**
@@ -63,6 +63,8 @@ const POST_TIMEOUT_MS = 1_000;
 /** The pause after a failed POST doubles from the first to the second. */
 const MIN_RETRY_MS = 250;
 const MAX_RETRY_MS = 5_000;
+/** The pause before OpenCode 2's stream is opened again doubles from MIN_RETRY_MS up to this. */
+const MAX_LISTEN_PAUSE_MS = 60_000;
 /** The exit of OpenCode 1.18 waits half a second for `dispose`; that of 2 for longer (9 s were seen). */
 const FLUSH_MS = 400;
 const FLUSH_2_MS = 800;
@@ -1602,7 +1604,8 @@ function createTranslator2(waitedMs = new Map<string, number>()) {
   function onStepEnded(session_id: string, { id, data, created: at }: OpenCode2Event) {
     const { assistantMessageID = id, error, cost, tokens, finish, files = [] } = data;
     const session = stateOf(session_id);
-    const { step = newStep(assistantMessageID, session_id, {}) } = session;
+    const isOpen = session.step?.id === assistantMessageID;
+    const step = (isOpen && session.step) || newStep(assistantMessageID, session_id, {});
     const start = session.readyAt ?? at;
     session.readyAt = at;
     // What was aborted with its tokens told had answered: its tools were stopped.
@@ -1962,7 +1965,7 @@ function* replay2(
 
 // ─── Content ─────────────────────────────────────────────────────────────────
 // What of an event leaves: a choice of the person, the same for every generation of OpenCode. Names,
-// kinds, ids, times, counts, outcomes, exit codes and directories leave always.
+// kinds, ids, times, counts, outcomes, the status of todos, exit codes and directories leave always.
 
 const MODES = ["none", "args", "full"];
 
@@ -1985,47 +1988,87 @@ const LEAVES_FROM: Record<string, string> = {
 
 const MASK = "***";
 const SECRET_NAME =
-  "pass(?:word|wd|phrase)(?:[_-]\\w{1,16})?|pwd|secret(?:[_-]\\w{1,16}){0,2}|token|credentials?" +
-  "|(?:api|access|private|auth|encryption)[_-]?key(?:[_-](?:id|base))?";
+  "pass(?:word|wd|phrase)(?:[_-]\\w{1,16})?|(?<=[_-])pass|pwd|secret(?:[_-]\\w{1,16}){0,2}" +
+  '|token|credentials?|(?<=(?<![\\w.])_|")auth' +
+  "|(?:api|access|account|private|auth|encryption|master|signing|subscription)[_-]?key" +
+  "(?:[_-](?:id|base))?";
 /** Of a field: its whole value is one. */
 const IS_SECRET = new RegExp(`(?:${SECRET_NAME}|authorization|cookies?)$`, "i");
+/** What is assigned to these and begins with a slash is a path, unless it is base64: with `+` or `=`. */
+const PATH =
+  "(?<=(?:pwd|credentials?|private[_-]?key|file|dir|path)[\"'\\\\\\s:=]{1,9})" +
+  "\\/(?![^\\s\"']{0,200}[=+])";
 
 /** Each with what stays. Every repetition is bounded: 4,608 characters take well below 1 ms. */
 const SECRETS: [RegExp, string][] = [
   // A private key, or the end of one whose beginning was cut off.
-  [/-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY-----[^]*?(?:-----END [A-Z0-9 ]{0,30}KEY-----|$)/g, MASK],
-  [/^[\w+/=\s\\-]*-----END [A-Z0-9 ]{0,30}PRIVATE KEY-----/, MASK],
+  [
+    /-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----[^]*?(?:-----END [A-Z0-9 ]{0,36}-----|$)/g,
+    MASK,
+  ],
+  [/^[\w+/=\s\\-]*-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----/, MASK],
+  // Headers.
   [/\b(bearer\s{1,9})[\w.~+/=-]{8,}/gi, `$1${MASK}`],
   [/\b(authorization["'\\]{0,3}\s?[:=]\s?["'\\]{0,3}(?:\w{1,12} )?)[\w.~+/=-]{8,}/gi, `$1${MASK}`],
+  [
+    /((?:cookie["'\\]{0,3}\s?[:=]|\s(?:-b|--cookie)[=\s])\s?["'\\]{0,3}[\w.-]{1,100}=)[^\n"'\\]{3,}/gi,
+    `$1${MASK}`,
+  ],
   // Keys by their form: OpenAI, Anthropic, Stripe; GitHub, GitLab; Slack; AWS; Google; Hugging Face,
-  // npm, PyPI, Groq, xAI, SendGrid; a JSON web token.
+  // npm, PyPI, Groq, xAI, SendGrid, Vault, DigitalOcean, Shopify, Square, Atlassian, Linear, Notion,
+  // Replicate, Perplexity, Supabase, age; a JSON web token.
   [/\b[spr]k[-_](?=[\w-]{0,60}\d)[\w-]{16,}/g, MASK],
-  [/\b(?:gh[pousr]_|github_pat_|glpat-)\w{16,}/g, MASK],
-  [/\bxox[a-z]-[\w-]{10,}/g, MASK],
+  [/\b(?:gh[pousr]_|github_pat_|gl(?:pat|rt|dt|cbt|ptt|ft|soat)-)[\w-]{16,}/g, MASK],
+  [/\b(?:xox[a-z]|xapp)-[\w-]{10,}/g, MASK],
   [/\b(?:AKIA|ASIA)[0-9A-Z]{16}\b/g, MASK],
-  [/\b(?:AIza[\w-]{30,}|ya29\.[\w-]{20,})/g, MASK],
-  [/\b(?:hf_|npm_|pypi-|gsk_|xai-|SG\.)[\w.-]{20,}/g, MASK],
+  [/\b(?:AIza[\w-]{30,}|(?:ya29\.|GOCSPX-)[\w-]{20,})/g, MASK],
+  [/\b(?:hf_|npm_|pypi-|gsk_|xai-|SG\.|hvs\.|dop_v1_|shp[a-z]{2}_)[\w.-]{20,}/g, MASK],
+  [/\b(?:whsec_|sq0[a-z]{3}-|ATATT3x|lin_api_|ntn_|r8_|pplx-|sbp_)[\w-]{20,}/g, MASK],
+  [/\bAGE-SECRET-KEY-\w{20,}/g, MASK],
   [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?/g, MASK],
-  // A password in a URL, in an option, in an assignment.
-  [/\b([a-z][a-z0-9+.-]{0,20}:\/\/[^\s:@/"']{0,100}:)[^\s@/"']{1,300}(?=@)/gi, `$1${MASK}`],
-  [/(\s(?:-u|--user)[=\s]\s?["']?[^\s:"']{1,100}:)[^\s"']{1,300}/g, `$1${MASK}`],
+  // In a URL: a password, a token as its user, a key or a signature, a webhook.
+  [/\b([a-z][a-z0-9+.-]{0,20}:\/\/[^\s:@/"']{0,100}:)[^\s/"']{1,300}(?=@)/gi, `$1${MASK}`],
+  [/\b([a-z][a-z0-9+.-]{0,20}:\/\/)[^\s:@/"']{20,300}(?=@)/gi, `$1${MASK}`],
+  [/((?:[?&](?:key|code|sig)|[?&,\s](?:X-\w{3,5}-)?Signature)=)[\w%+/=~.-]{16,}/gi, `$1${MASK}`],
+  [/\b(hooks\.slack\.com\/\w{1,20}\/|discord\.com\/api\/webhooks\/)[\w/-]{20,}/g, `$1${MASK}`],
+  // In an option.
+  [/(\s(?:-[fgikLsSv]{0,6}u|--user)[=\s]\s?["']?[^\s:"']{1,100}:)[^\s"']{1,300}/g, `$1${MASK}`],
   [
     new RegExp(`(--?(?:${SECRET_NAME})\\s{1,9})(?![$*-])(?:"[^"]*"|'[^']*'|\\S{1,500})`, "gi"),
     `$1${MASK}`,
   ],
+  // `-p`, but not the ports of `docker run --name mysql -p 3306:3306`.
   [
     new RegExp(
-      `((?:${SECRET_NAME})["'\\\\]{0,3}\\s{0,9}[:=]\\s{0,9})(?![$/*])` +
-        `(?:(\\\\?["'])(?!\\2|[$*])(?:(?!\\2)[^\\n]){1,500}(?:\\2|$)|[^\\s"',;&\\\\]{3,500})`,
+      "\\b((?:sshpass|(?:docker|podman) login|(?:mysql|mariadb|mongo)\\w{0,10})" +
+        "\\s(?:[^\\n|;&]{0,200}?\\s)?-p\\s?)(?![$-]|\\d{1,5}(?:[:\\s]|$))" +
+        "(?:\"[^\"\\n]{1,300}\"|'[^'\\n]{1,300}'|[^\\s\"']{3,300})",
+      "g",
+    ),
+    `$1${MASK}`,
+  ],
+  // In an assignment, in XML, in SQL, in .netrc.
+  [
+    new RegExp(
+      `((?:${SECRET_NAME})["'\\\\]{0,3}(?:\\s{0,9}(?::=|=>|[:=])\\s{0,9}|%3D))(?![$*]|${PATH})` +
+        `(?:(\\\\?["'])(?!\\2|[$*])(?:(?!\\2)(?:\\\\.|[^\\n\\\\])){1,5000}(?:\\2|)` +
+        `|[^\\s"',;&\\\\]{3,500})`,
       "gi",
     ),
     `$1${MASK}`,
   ],
+  [/((?:_KEY|\bPASS)=["']?)(?![$/~.])(?=\S{0,60}\d)[^\s"',;&]{8,500}/g, `$1${MASK}`],
+  [new RegExp(`(<(?:${SECRET_NAME})>)[^<\\s]{1,500}(?=</)`, "gi"), `$1${MASK}`],
+  [/\b((?:password|identified\s(?:with\s\w{1,40}\s)?by)\s{1,9}["'])[^"'\n]{1,300}/gi, `$1${MASK}`],
+  [/\b(login\s{1,9}\S{1,100}\s{1,9}password\s{1,9})\S{1,300}/g, `$1${MASK}`],
 ];
+
+/** Of a todo: OpenCode's words. Another is the model's own text. */
+const STATUS = /^(pending|in_progress|completed|cancelled)$/;
 
 /** Of a todo or a changed file all but what it says. */
 const countsOf = ({ status, additions, deletions }: Data) =>
-  known({ status, additions, deletions });
+  known({ status: STATUS.test(String(status)) ? status : undefined, additions, deletions });
 
 /** `text` with *** for what has the form of a secret. */
 function mask(text: string): string {
@@ -2625,6 +2668,12 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
         if ((await said)?.status === 204) await past.tell().then(() => noteReached());
       })();
     },
+    /** What has happened there since then wasn't heard, or not all of it. */
+    retell(directory: string | undefined, since: number): void {
+      const past = directory === undefined ? undefined : pasts.get(directory);
+      past?.want(since);
+      void past?.tell();
+    },
     interrupt: (directory?: string) => send(translator.interrupt(now(), directory)),
     async close(withinMs: number): Promise<void> {
       send(translator.interrupt(now()));
@@ -2755,7 +2804,10 @@ export interface Context2 {
   session?: { get?(of: { sessionID: string }): Promise<Session2> };
 }
 
-/** Feeds what one instance hears into the translator. @returns how to leave its stream */
+/**
+ * Feeds what one instance hears into the translator, from one stream after the other. What happened
+ * between them is told from OpenCode's store. @returns how to leave
+ */
 function follow2(
   context: Context2,
   {
@@ -2763,6 +2815,7 @@ function follow2(
     now,
     schedule,
     send,
+    retell,
   }: ReturnType<typeof createReporter<ReturnType<typeof createTranslator2>>>,
 ) {
   const order = createOrder(release, now, schedule);
@@ -2780,14 +2833,30 @@ function follow2(
     if (info?.time?.created !== undefined) send(translator.complete(info, now()));
   });
 
-  const listen = guarded(async () => {
+  let pauseMs = MIN_RETRY_MS;
+  let endedAt: number | undefined;
+
+  const hear = guarded(async () => {
     const events = context.event?.subscribe?.({ signal: leaving.signal }) ?? [];
     for await (const event of events) {
       // The stream of an instance that OpenCode has given up may go on (July 2026).
       if (leaving.signal.aborted) break;
-      if (event?.type?.endsWith(".delta") === false) order.add(event);
+      if (event?.type?.endsWith(".delta") !== false) continue;
+      order.add(event);
+      if (endedAt !== undefined) retell(context.location?.directory, endedAt);
+      endedAt = undefined;
     }
   });
+
+  async function listen(): Promise<void> {
+    if (leaving.signal.aborted) return;
+    const openedAt = now();
+    await hear();
+    endedAt ??= now();
+    if (now() - openedAt > MAX_LISTEN_PAUSE_MS) pauseMs = MIN_RETRY_MS;
+    schedule(() => void listen(), pauseMs);
+    pauseMs = Math.min(pauseMs * 2, MAX_LISTEN_PAUSE_MS);
+  }
   void listen();
 
   return () => {

@@ -724,6 +724,7 @@ describe("follow/otlp.ts", () => {
       await receiver.waitForNotices(1);
       const { exitCode } = await server.end("SIGTERM");
       expect(exitCode).toBe(0);
+      expect(server.output()).not.toContain(" warn "); // it has closed their streams
       server = await spawnServer({ dataDir, env });
       await post(server, turn("s", 1), headers);
       await collector.waitForSpans(2 * SPANS_OF_TURN);
@@ -966,7 +967,14 @@ test("a collector that can't be reached is named", async () => {
   await waitFor(() => follower.output().includes("http://localhost:1: "), "its address", WAIT_MS);
 });
 
-test("a quiet stream is cut every hour → each time it is soon opened again", async () => {
+test.each([
+  ["a quiet stream is cut every hour → each time it is soon opened again", 3_600_000, []],
+  [
+    "each stream is cut at once → that is told, once",
+    1,
+    ["the server has closed the stream; tries again"],
+  ],
+])("%s", async (_, heldMs, told) => {
   let now = 0;
   await using server = Bun.serve({
     port: 0,
@@ -975,14 +983,17 @@ test("a quiet stream is cut every hour → each time it is soon opened again", a
   });
   const { promise: isDone, resolve: done } = Promise.withResolvers<void>();
   const pauses: number[] = [];
-  using _clock = spyOn(performance, "now").mockImplementation(() => (now += 3_600_000));
+  const logged: string[] = [];
+  using _clock = spyOn(performance, "now").mockImplementation(() => (now += heldMs));
   using _sleep = spyOn(Bun, "sleep").mockImplementation((ms) => {
     if (pauses.push(Number(ms)) < 8) return Promise.resolve();
     done();
     return new Promise(() => {});
   });
   const cursor = { place: { id: 0, memory: {} }, keep() {} };
-  void follow({ server: server.url.origin, cursor, receive() {}, log() {} });
+  const log = (message: string) => logged.push(message);
+  void follow({ server: server.url.origin, cursor, receive() {}, log });
   await isDone;
-  expect(Math.max(...pauses)).toBeLessThan(1_000);
+  expect(Math.max(...pauses) < 1_000).toBe(heldMs > 1);
+  expect(logged).toEqual(told);
 });

@@ -316,6 +316,85 @@ describe("OpenCode 2, setup", () => {
     await cleanups[1]?.();
   });
 
+  test("a stream that ends is opened again, after pauses that grow to a minute; nothing is told twice", async () => {
+    await using server = await startTestServer(played);
+    let [at, opened] = [0, 0];
+    const pauses: number[] = [];
+    let [wake, heldMs] = [() => {}, 0];
+    async function* subscribe() {
+      opened += 1;
+      // As one that begins anew each time might.
+      for (const line of JULY.slice(0, 32 * opened)) {
+        at = Math.max(at, line.at);
+        yield line.event;
+        if (at === line.at) await Bun.sleep(0);
+      }
+      at += heldMs;
+      if (opened % 2) throw new Error("the stream has failed");
+    }
+    const schedule = (action: () => void, ms: number) => {
+      if (ms >= 250 && ms !== 10_000) [wake] = [action, pauses.push(ms)];
+      return () => {};
+    };
+    const reporter = createReporter(createTranslator2(), {
+      ...{ server: server.url, sender: "the sender", now: () => at, schedule },
+    });
+    const leave = follow2({ event: { subscribe }, session: { get } }, reporter);
+    for (let time = 1; time <= 10; time++) {
+      await waitFor(() => pauses.length === time, "the end of a stream");
+      heldMs = time === 9 ? 60_001 : 0;
+      wake();
+    }
+    await waitFor(() => pauses.length === 11, "the end of the last stream");
+    expect(pauses).toEqual([250, 500, 1e3, 2e3, 4e3, 8e3, 16e3, 32e3, 60e3, 250, 500]);
+    leave();
+    wake();
+    await Bun.sleep(0);
+    expect(opened).toBe(11);
+    await reporter.close(1_000);
+    await using once = await startTestServer(played);
+    await play(once.url, JULY);
+    const exact = ({ started_at, ended_at, ...span }: Span) =>
+      `${brief(span as Span)} ${started_at} ${ended_at}`;
+    expect((await spansOf(server)).map(exact)).toEqual((await spansOf(once)).map(exact));
+    const counts = (rows: Row[]) => rows.map(({ id, event_count }) => [id, event_count]).sort();
+    expect(counts(await listed(server))).toEqual(counts(await listed(once)));
+  });
+
+  test("what happened between two streams is told from OpenCode's store", async () => {
+    await using server = await startTestServer(played);
+    const directory = "/home/dev/project";
+    const asked: number[] = [];
+    let [at, opened] = [1_000_000_000, 0];
+    let reopen: (() => void) | undefined;
+    async function* subscribe() {
+      opened += 1;
+      for (const line of JULY.slice(opened, opened + 1)) yield line.event;
+    }
+    const schedule = (action: () => void, ms: number) => {
+      if (ms === 250) reopen = action;
+      return () => {};
+    };
+    const reporter = createReporter(createTranslator2(), {
+      ...{ server: server.url, sender: "the sender", now: () => at, schedule },
+    });
+    async function* read(since: number) {
+      yield [];
+      asked.push(since);
+    }
+    reporter.join(directory, () => {}, read);
+    await waitFor(() => asked.length === 1, "the past");
+    const leave = follow2({ event: { subscribe }, location: { directory } }, reporter);
+    await waitFor(() => reopen !== undefined, "the end of the stream");
+    const endedAt = at;
+    at += 3_600_000;
+    reopen?.();
+    await waitFor(() => asked.length === 2, "the past, again");
+    expect(asked[1]).toBe(endedAt - 60_000);
+    leave();
+    await reporter.close(1_000);
+  });
+
   test("survives a stream that fails, a session that isn't there, and events of another shape", async () => {
     const stored: TelemetryEvent[] = [];
     await using server = Bun.serve({
@@ -438,6 +517,14 @@ describe("OpenCode 2, translator", () => {
     expect(said(late, "session_error")).toEqual([]);
     expect(said(late, "model_response")).toMatchObject([{ outcome: "failed", error: "No key" }]);
     expect(said(late, "session_end")).toMatchObject([{ reason: "error" }]);
+  });
+
+  test("a step whose beginning wasn't heard doesn't end the one before it", () => {
+    const events = translated(
+      event("session.step.started", { assistantMessageID: "msg_1" }),
+      event("session.step.ended", { assistantMessageID: "msg_2", finish: "stop" }),
+    );
+    expect(said(events, "model_response")).toMatchObject([{ call_id: "msg_2" }]);
   });
 
   test("a step lasts from its request to its answer, whenever its tools end", () => {

@@ -563,6 +563,13 @@ describe("content", () => {
     expect(leaves("a misspelt mode")).toEqual(none as never);
   });
 
+  test("a todo's status is one of OpenCode's words, or the model's own, which is content", () => {
+    const [todo] = [{ content: "Tidy up", status: "blocked: no key for acme.com" }];
+    const leaves = (content: string) =>
+      createShape({ content })(event("session_update", { todos: [todo] })).data.todos;
+    expect([leaves("none"), leaves("args")]).toEqual([[{}], [todo]]);
+  });
+
   test("the answer to a permission is one of three words, and leaves in every mode", () => {
     const shape = createShape({ content: "none" });
     const { data } = shape(event("input_resolved", { kind: "permission", reply: "once" }));
@@ -671,6 +678,33 @@ describe("content", () => {
     ["a header", "X-Api-Key: hunter22", "hunter22"],
     ["an option", "mysql --password hunter22 db", "hunter22"],
     ["curl's user", "curl -u me:hunter22 x", "hunter22"],
+    ["curl's user, with other letters", "curl -sSu me:hunter22 x", "hunter22"],
+    ["a key that begins like a path", "API_KEY=/abc/def== ./run", "/abc/def"],
+    ["the same of AWS", "AWS_SECRET_ACCESS_KEY=/wJalr/XUtn+FEMI ./run", "XUtn"],
+    ["a private key that begins like a path", "PrivateKey = /wJalr/XUtn=", "XUtn"],
+    ["any other key of the environment", "STRIPE_KEY=live0123456789abcd ./run", "0123456789"],
+    ["a password by its short name", "DB_PASS=hunter22 ./run --pass hunter22", "hunter22"],
+    ["an assignment by :=", 'password := "hunter22"', "hunter22"],
+    ["an element of XML", "<password>hunter22</password>", "hunter22"],
+    ["a part of a URL", "redirect?to=x%3Ftoken%3Dhunter22", "hunter22"],
+    ["a password of SQL", "ALTER USER me WITH PASSWORD 'hunter22'", "hunter22"],
+    ["a quote in what is quoted", '{"password": "a\\"hunter22"}', "hunter22"],
+    ["a quoted text of 600 characters", `password="${"x".repeat(590)}"`, "x".repeat(99)],
+    ["a login of .netrc", "machine h login me password hunter22", "hunter22"],
+    ["sshpass", "sshpass -p hunter22 ssh h", "hunter22"],
+    ["a login of Docker", "docker login -u me -p hunter22", "hunter22"],
+    ["a password of MySQL", "mysql -u root -phunter22 db", "hunter22"],
+    ["a header of cookies", "Cookie: theme=dark; sid=hunter22", "hunter22"],
+    ["a cookie that is set", "document.cookie = 'sid=hunter22; path=/'", "hunter22"],
+    ["curl's cookie", "curl -b 'sid=hunter22' x", "hunter22"],
+    ["a token as the user of a URL", `git clone https://${digits}@host/x.git`, digits],
+    ["a password with @ in a URL", "psql postgres://me:hun@ter22@host/db", "ter22"],
+    ["a signed URL", `https://host/x?se=1&sig=${digits}`, digits],
+    ["a webhook", `curl https://hooks.slack.com/services/T0/B0/${digits}`, digits],
+    ["a signature of AWS", `Authorization: AWS4-HMAC-SHA256 a=b, Signature=${digits}`, digits],
+    ["a key of PGP", `${key("BEGIN").replace("KEY", "KEY BLOCK")}\nlQOYabcdef`, "lQOYabcdef"],
+    ["an app's token of Slack's form", `xapp-1-A0-${digits}`, digits],
+    ["a token of Vault's form", `hvs.${digits}`, digits],
   ])("%s is masked, unless that is turned off", (_, text, secret) => {
     for (const args of [{ command: text }, text]) {
       const sent = JSON.stringify(createShape({})(event("tool_use", { args })));
@@ -733,6 +767,12 @@ describe("content", () => {
     "curl https://example.com:8080/path",
     "echo $PASSWORD; TOKEN=$TOKEN ./run",
     "the author of disk-usage-of-the-year-2026",
+    "KEY_FILE=/etc/x MONKEY=/bin/x PATH=/usr/bin OLDPWD=/home/dev ./run",
+    "TOKEN_FILE=/run/secrets/token SSH_KEY=/home/me/.ssh/id_rsa SORT_KEY=name_of_it ./run",
+    "ssl --private-key=/etc/ssl/key.pem credentials: /home/me/.aws/credentials",
+    "ssh -p 2222 git@host; docker run -p 8080:80 x; mkdir -p src/components",
+    "git clone ssh://git@github.com/x/y; cookies: yes; http://localhost:8080/@scope/x?key=name",
+    "git checkout -b feature; curl -b cookies.txt x; bypass: 12; 12 pass; auth: none",
   ])("%s stays", (command) => {
     expect(createShape({})(event("tool_use", { args: { command } })).data.args).toEqual({
       command,
