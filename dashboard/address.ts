@@ -3,7 +3,7 @@
 import { type FeedFilter, NO_FILTER, isEventType } from "./events.ts";
 
 /** What a session's page shows below its timeline. */
-export const TABS = ["calls", "files", "todos", "cost", "events"] as const;
+export const TABS = ["calls", "errors", "files", "todos", "cost", "events"] as const;
 export type Tab = (typeof TABS)[number];
 
 export interface Route {
@@ -51,8 +51,5 @@ export function hashOf(route: Partial<Route>): string {
   const path = sessionId === null ? "#/" : sessionHref(sessionId);
   return params.size === 0 ? path : `${path}?${params}`;
 }
-
-/** Of the list of what failed in a session. */
-export const errorsHref = (id: string) => `${sessionHref(id)}?type=failed`;
 
 export const sessionHref = (id: string): string => `#/session/${encodeURIComponent(id)}`;

@@ -43,6 +43,14 @@ export function needsOf(rows: Rows, usual: Usual, now: number) {
   return needs.sort((a, b) => rank(a) - rank(b) || a.since - b.since);
 }
 
+/** By the session's id; of one at the top the most urgent here and below. */
+export function needsBySession(needs: readonly Need[]): Map<string, Need> {
+  const found = new Map<string, Need>();
+  for (const need of needs.toReversed())
+    found.set(need.session.row.id, need).set(need.root.entry.row.id, need);
+  return found;
+}
+
 function needOf(rows: Rows, node: TreeNode, usual: Usual, now: number) {
   const { entry: session, parent, latest, children } = node;
   const { status, is_lost, stale_at, last_event_at, waiting_since, now: open, info } = session.row;

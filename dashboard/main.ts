@@ -8,7 +8,7 @@
 
 import { type Route, type Tab, hashOf, routeOf } from "./address.ts";
 import { MILESTONES, getMilestones } from "./api.ts";
-import { needsOf } from "./attention.ts";
+import { type Need, needsBySession, needsOf } from "./attention.ts";
 import { byId } from "./dom.ts";
 import type { TelemetryEvent } from "./events.ts";
 import { createFrames } from "./frames.ts";
@@ -57,6 +57,8 @@ let isLoaded = false;
 let pending: Frame[] = [];
 /** By tool: 95 of 100 of its calls take less, in milliseconds. */
 let usualMs: ReadonlyMap<string, number> | null = null;
+/** By the session's id, for the timeline, which is drawn more often than they change. */
+let needs: ReadonlyMap<string, Need> = new Map();
 let route: Route = routeOf(location.hash);
 /** The session page, once its session and all below it were asked for. */
 let opened: { id: string; isLoading: boolean } | null = null;
@@ -86,6 +88,7 @@ const showTab = (tab: Tab) => location.replace(hashOf({ sessionId: route.session
 const sessionTabs = createSessionTabs(showTab, redraw);
 const timeline = createTimeline({
   rows: () => rows,
+  needs: () => needs,
   now: Date.now,
   openSession: (sessionId, spanId) => {
     location.hash = hashOf({ sessionId, filter: route.filter, spanId });
@@ -95,7 +98,7 @@ const timeline = createTimeline({
   requestDraw: () => frames.requestTimeline(),
 });
 const frames = createFrames({
-  panels: [showMain, showSessions, showNeeds],
+  panels: [showNeeds, showMain, showSessions],
   timeline,
   prepare() {
     takePending(TAKE_BUDGET_MS);
@@ -250,9 +253,10 @@ const needsNow = () => needsOf(rows, usualMs, Date.now());
 
 /** Also where the page isn't shown. */
 function showNeeds(): void {
-  const needs = needsNow();
-  header.showNeeds(needs, Date.now());
-  notify(needs, treeOf(rows));
+  const all = needsNow();
+  needs = needsBySession(all);
+  header.showNeeds(all, Date.now());
+  notify(all, treeOf(rows));
 }
 
 function showSessions(): void {
@@ -286,6 +290,7 @@ function showSession(id: string, now: number): void {
   sessionHead.show(rows, session, told, needsNow(), now);
   sessionTabs.show(rows, session, route.tab ?? "calls");
   if (route.tab === "calls") calls.show(rows, session, told, hasOlder, now);
+  if (route.tab === "errors") calls.showErrors(rows, session, now);
   rows.family = familyOf(rows, id);
 }
 

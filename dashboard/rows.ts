@@ -296,11 +296,13 @@ export function takeFrame(rows: Rows, { type, data, id }: Frame): void {
 
 // ─── Read from a row ─────────────────────────────────────────────────────────
 
-/** Waiting is told apart from active: it is the one state that asks something of the person. */
-export type Status = "waiting" | Session["status"];
+/** Told apart: of those that are active who asks something of the person, of those that are over who failed. */
+export type Status = "waiting" | "failed" | Session["status"];
 
-export const statusOf = ({ row }: SessionEntry): Status =>
-  row.waiting_since === null ? row.status : "waiting";
+export function statusOf({ row: { status, waiting_since, info } }: SessionEntry): Status {
+  if (waiting_since !== null) return "waiting";
+  return status === "completed" && info.reason === "error" ? "failed" : status;
+}
 
 /** What OpenCode puts behind a title: of an agent's session, and of one that it has no title for yet. */
 const TITLE_SUFFIX = / ?\(@[^()]+ subagent\)$| - \d{4}-\d\d-\d\dT[\d:.]+Z$/;

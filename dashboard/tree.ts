@@ -1,6 +1,6 @@
 /** Which session is below which. Without recursion: a chain of parents may be as long as the list. */
 
-import type { Need } from "./attention.ts";
+import { type Need, needsBySession } from "./attention.ts";
 import { formatCount } from "./format.ts";
 import { type Rows, type SessionEntry, isLive, labelOf } from "./rows.ts";
 
@@ -117,9 +117,7 @@ export function sessionList(
   needs: readonly Need[],
 ): ListLine[] {
   const found = findSessions(order, text.trim().toLowerCase());
-  // Of a session at the top, the most urgent here and below.
-  const needOf = new Map<SessionEntry, Need>();
-  for (const need of needs.toReversed()) needOf.set(need.session, need).set(need.root.entry, need);
+  const needOf = needsBySession(needs);
   const urgent = new Set(needs.map(({ root }) => root));
   const others = roots.filter((root) => !urgent.has(root));
   const groups = {
@@ -135,7 +133,7 @@ export function sessionList(
       const { entry: session, depth, children } = node;
       const ended = found === null ? children.filter(({ goesOn }) => !goesOn) : [];
       const isOpen = open.has(session.row.id);
-      const need = needOf.get(session);
+      const need = needOf.get(session.row.id);
       lines.push({ session, group, depth, need, endedCount: ended.length, isOpen });
       group = null;
       if (isOpen) stack.push(...ended.toReversed());

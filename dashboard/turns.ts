@@ -89,6 +89,18 @@ export function callsOf(rows: Rows, id: string): SpanEntry[] {
   ].sort(byStart);
 }
 
+/** What failed in a session and below it, the latest first: one cause is one, as the server counts them. */
+export function failuresOf(rows: Rows, id: string): SpanEntry[] {
+  return [...familyOf(rows, id)]
+    .flatMap((member) => {
+      const { agent, model, mark } = spansOf(rows, member);
+      const isExcused = member !== id && rows.sessions.get(member)?.row.is_excused; // its agent's is told
+      return [...toolsOf(rows, member), ...agent, ...(isExcused ? [] : [...model, ...mark])];
+    })
+    .filter(isFailedSpan)
+    .sort((a, b) => byStart(b, a));
+}
+
 export const TOKEN_KINDS = ["input", "output", "reasoning", "cache_read", "cache_write"] as const;
 
 /** Of these kinds. @param told of a model's span: a number, or one of each kind. Null: not told */

@@ -709,9 +709,11 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     );
     // The tabs are radio buttons: arrows go through them, and the address has them.
     await page.run(`document.querySelector("#tabs :checked").focus()`);
-    await page.press("ArrowRight");
-    await waitFor(async () => (await page.text("#session-table")) !== null, "the files");
-    expect(await page.run<string>("location.hash")).toBe("#/session/first?tab=files");
+    for (const tab of ["errors", "files"]) {
+      await page.press("ArrowRight");
+      await waitFor(async () => (await page.text(`#${tab}`)) !== null, tab);
+      expect(await page.run<string>("location.hash")).toBe(`#/session/first?tab=${tab}`);
+    }
     await page.run(`document.querySelector('#tabs [value="cost"]').click()`);
     await waitFor(
       async () => (await page.text("#cost p")) === "No model has told of its tokens.",
@@ -907,27 +909,27 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await told("tool_use", 9, { tool: "edit", call_id: "d", outcome: "denied" });
     await waitFor(async () => (await page.text(".session-errors")) === "1", "the error");
     await page.click(".session-row a");
-    await page.click('#session-facts a[href$="?type=failed"]');
+    await page.click('#session-facts a[href$="?tab=errors"]');
     await waitFor(
-      async () => (await page.texts("#feed-list .reason")).join() === error,
+      async () => (await page.texts("#errors .reason")).join() === error,
       "the whole reason, and that alone",
     );
-    expect(await page.run<string>("location.hash")).toBe("#/session/s1?type=failed");
+    expect(await page.run<string>("location.hash")).toBe("#/session/s1?tab=errors");
     await waitFor(
       async () => /Worked[345]\d s in 1 turn/.test((await factsOf(page)).join()),
       "the time of its work, which goes on",
     );
     await told("agent_spawn", 1, { subagent_type: "early", call_id: "a" });
     await told("agent_complete", 2, { call_id: "a", outcome: "failed", error: "why" });
-    const failures = () => page.count("#feed-list .line");
+    const failures = () => page.count("#errors .line");
     await waitFor(async () => (await failures()) === 2, "its agent's failure");
     // Neither is in the window any more, and the agent's lane is gone with it.
     for (let times = 0; times < 8; times++) await page.click("#zoom-in");
     await waitFor(async () => (await page.texts(".lane-name")).join() === "s1", "one lane");
-    await page.click("#feed .line:last-child .line-time");
+    await page.click("#errors .line:last-child .line-time");
     await waitFor(async () => (await page.count(".lane-name")) === 2, "the agent's lane");
     expect(await page.text("#readout-head")).toStartWith("Agent early · failed · 1.0 s");
-    await page.click("#feed .line:first-child .line-time");
+    await page.click("#errors .line:first-child .line-time");
     await waitFor(
       async () => (await page.text("#readout-head"))?.startsWith("bash · exit 1 · ") ?? false,
       "its bar",
@@ -939,7 +941,7 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       "its calls",
     );
     expect((await page.texts(".turn .reason")).join()).toStartWith("why,y\ny\n");
-    await page.click('#session-facts a[href$="?type=failed"]');
+    await page.click('#session-facts a[href$="?tab=errors"]');
     await waitFor(async () => (await failures()) === 2, "the list again");
     await told("session_end", 12, {
       reason: "interrupted",
@@ -1183,7 +1185,8 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await waitFor(async () => (await note()) === "1 · 1,999 agents", "the list");
     expect(await page.count(".session-row")).toBe(40);
     await waitFor(
-      async () => (await page.text("#timeline-note"))?.startsWith("2,000 sessions · 0 ") ?? false,
+      async () =>
+        (await page.text("#timeline-note"))?.startsWith("1 session · 1,999 agents") ?? false,
       "lanes",
     );
     await page.run(`document.querySelector("#timeline-scroll").scrollTop = 30_000`);

@@ -4,7 +4,14 @@ import type { EventType } from "../../server.ts";
 import { hashOf, sessionHref } from "../address.ts";
 import { getCall } from "../api.ts";
 import { byId, createEnd, createList, part, setText } from "../dom.ts";
-import { type TelemetryEvent, asText, isEventType, prettyJson, wordsOf } from "../events.ts";
+import {
+  type TelemetryEvent,
+  asText,
+  errorText,
+  isEventType,
+  prettyJson,
+  wordsOf,
+} from "../events.ts";
 import {
   formatCompact,
   formatCost,
@@ -21,11 +28,13 @@ import {
   doingOf,
   isFailedSpan,
   isMoment,
+  labelOf,
   shownEnd,
+  spansOf,
   statusOf,
 } from "../rows.ts";
 import { countOf } from "../tree.ts";
-import { type Turn, callsOf, turnsOf } from "../turns.ts";
+import { type Turn, callsOf, failuresOf, turnsOf } from "../turns.ts";
 import { type Line, createLines } from "./line.ts";
 
 /** Calls of a turn or of an agent that are shown at first, the latest; and added by each "Show more". */
@@ -45,6 +54,10 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
   let isSought = false;
   const loadOlder = () => loadSpans(sessionId);
   const end = createEnd(byId("calls", HTMLElement), "No calls yet.", "Load older", loadOlder);
+  const showErrors = createLines(byId("error-lines", HTMLElement), changed);
+  /** Of spans, by their version: what a row has no room for. */
+  const errors = new Map<string, string>();
+  const errorsEnd = createEnd(byId("errors", HTMLElement), "Nothing failed.", "Show more", changed);
 
   const showTurns = createList<Item>("turns", "turn", (root, find) => {
     const details = part(root, "details", HTMLDetailsElement);
@@ -69,12 +82,21 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
         setText(find(`.turn-figures :nth-child(${index + 1})`), figure ?? "");
       const earlier = calls.length - limit;
       setText(find("button"), earlier > 0 ? `Show ${earlier} earlier` : null);
-      if (details.open) showLines(calls.slice(-limit).map((call) => lineOf(turn, call)));
+      if (details.open) showLines(calls.slice(-limit).map((call) => lineOf(call, turn)));
       if (found < 0) return;
       isSought = false;
       root.querySelector("[data-selected=true]")?.scrollIntoView({ block: "nearest" });
     };
   });
+
+  function take(all: Rows, { row }: SessionEntry, at: number): void {
+    if (row.id !== sessionId) errors.clear();
+    [rows, sessionId, now] = [all, row.id, at];
+  }
+
+  /** The question that a call is held up by. */
+  const waitOf = ({ row: { session_id, call_id } }: SpanEntry) =>
+    spansOf(rows, session_id).wait.find(({ row, end }) => end === null && row.call_id === call_id);
 
   /** It is the selected one, or the agent that did it. */
   function isSelectedIn({ row }: SpanEntry): boolean {
@@ -82,11 +104,29 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
     return row.id === selectedId || (row.child_session_id ?? "") === owner;
   }
 
-  function lineOf(turn: Turn, span: SpanEntry): Line {
+  /** As far as it is here, and soon the whole: a row has the beginning. */
+  function wholeError(span: SpanEntry): string | null {
+    const { error } = span.row;
+    const key = versionOf(span);
+    if (error !== null && error.length >= CUT_ERROR_CHARS && !errors.has(key)) {
+      errors.set(key, error);
+      const take = (events: readonly TelemetryEvent[]) => {
+        const told = events.map(({ fields }) => errorText(fields.error));
+        errors.set(key, told.findLast((text) => text !== null) ?? error);
+        changed();
+      };
+      getCall(span).then(take, () => errors.delete(key)); // asked for again
+    }
+    return errors.get(key) ?? error;
+  }
+
+  /** @param turn in which it has its place; null: it stands alone */
+  function lineOf(span: SpanEntry, turn: Turn | null): Line {
     const { row, start, end } = span;
-    const length = Math.max(1, turn.end - turn.start);
-    const time = formatDuration(end === null ? now - start : row.duration_ms);
-    const took = isMoment(span) ? null : `${end === null ? "runs " : ""}${time}`;
+    const wait = row.call_id === null ? undefined : waitOf(span);
+    const time = formatDuration(end === null ? now - (wait?.start ?? start) : row.duration_ms);
+    const verb = end !== null ? "" : wait ? "waits " : "runs ";
+    const took = isMoment(span) ? null : `${verb}${time}`;
     const waited = row.waited_ms ? `waited ${formatDuration(row.waited_ms)}` : null;
     const child = row.kind === "agent" ? row.child_session_id : null;
     const agent = rows.sessions.get(child ?? "");
@@ -94,10 +134,12 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
     const linesBelow = (id: string) => {
       loadSpans(id);
       const below = callsOf(rows, id).slice(-PAGE_CALLS);
-      return below.map((call) => lineOf(turn, call));
+      return below.map((call) => lineOf(call, turn));
     };
+    const length = turn && Math.max(1, turn.end - turn.start);
     return {
       ...words,
+      ...(wait && { kind: "wait" }),
       ...(agent && {
         kind: statusOf(agent) === "waiting" ? "wait" : "agent",
         text: joined([words.text || null, workOf(rows, agent, now)]),
@@ -110,12 +152,14 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       isSelected: row.id === selectedId,
       isSought: isSought && isSelectedIn(span),
       href: hashOf({ sessionId, spanId: row.id }),
-      bar: {
-        from: Math.min(1, Math.max(0, start - turn.start) / length),
-        share: (shownEnd(span, now) - start) / length,
-      },
+      ...(length && {
+        bar: {
+          from: Math.min(1, Math.max(0, start - turn.start) / length),
+          share: (shownEnd(span, now) - start) / length,
+        },
+      }),
       detail: async () => detailOf(span, await getCall(span)),
-      version: `${row.id} ${row.ended_at}`,
+      version: versionOf(span),
       ...(child && { nested: { href: sessionHref(child), lines: () => linesBelow(child) } }),
     };
   }
@@ -128,7 +172,7 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
     },
     /** @param hasOlder the server has calls that aren't loaded */
     show(all: Rows, session: SessionEntry, told: TelemetryEvent[], hasOlder: boolean, at: number) {
-      [rows, sessionId, now] = [all, session.row.id, at];
+      take(all, session, at);
       const turns = turnsOf(rows, session, told, now).toReversed();
       const itemOf = (turn: Turn, index: number) => {
         return { ...turn, key: `${sessionId} ${turn.id}`, isLatest: index === 0 };
@@ -136,8 +180,28 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       showTurns(turns.map(itemOf));
       end.show(turns.length, hasOlder);
     },
+    /** What failed in it and below it. */
+    showErrors(all: Rows, session: SessionEntry, at: number): void {
+      take(all, session, at);
+      const failures = failuresOf(rows, sessionId);
+      const lines = failures.slice(0, errorsEnd.limit).map((span): Line => {
+        const owner = rows.sessions.get(span.row.session_id);
+        const isBelow = owner !== undefined && owner !== session;
+        const who = isBelow && { label: labelOf(owner), href: sessionHref(owner.row.id) };
+        return {
+          ...lineOf(span, null),
+          reason: wholeError(span),
+          href: hashOf({ sessionId, tab: "errors", spanId: span.row.id }),
+          ...(who && { session: who }),
+        };
+      });
+      showErrors(lines);
+      errorsEnd.show(lines.length, lines.length < failures.length);
+    },
   };
 }
+
+const versionOf = ({ row }: SpanEntry) => `${row.id} ${row.ended_at}`;
 
 /** What stands beside its title; null: nothing to say. */
 function figuresOf(turn: Turn, now: number): (string | null)[] {

@@ -1,6 +1,6 @@
 /** The head of a session's page: what it is, how it stands, what it took. */
 
-import { errorsHref, sessionHref } from "../address.ts";
+import { hashOf, sessionHref } from "../address.ts";
 import type { Cause, Need } from "../attention.ts";
 import { deleteSession, getSessionText } from "../api.ts";
 import { byId, createList, fill, set } from "../dom.ts";
@@ -19,7 +19,16 @@ import {
   shortPath,
   wordOf,
 } from "../format.ts";
-import { type Rows, type SessionEntry, type Status, doingOf, labelOf, statusOf } from "../rows.ts";
+import {
+  type Rows,
+  type SessionEntry,
+  type Status,
+  doingOf,
+  isFailedSpan,
+  labelOf,
+  spansOf,
+  statusOf,
+} from "../rows.ts";
 import { countOf } from "../tree.ts";
 import { contextOf } from "../turns.ts";
 
@@ -81,15 +90,17 @@ export function createSessionHead() {
       const { id, info } = session.row;
       openId = id;
       const need = needs.find((each) => rows.family.has(each.session.row.id));
-      const below = need?.session === session ? undefined : need;
-      const first =
-        below && `${labelOf(below.session)}: ${below.text}, ${formatAge(now - below.since)}.`;
-      const failed = told.findLast(({ type }) => type !== "session_compacted");
-      const reason = failed?.type === "session_error" ? errorText(failed.fields.error) : null;
+      const latest = told.findLast(({ type }) => type !== "session_compacted");
+      const model = spansOf(rows, id).model.findLast(isFailedSpan);
+      const failed = statusOf(session) === "failed" ? (model?.row.error ?? null) : null;
+      const reason = latest?.type === "session_error" ? errorText(latest.fields.error) : failed;
       show(need?.cause ?? statusOf(session), factsOf(rows, session, now), {
         "#session-name": { text: labelOf(session), title: id },
         "#session-agent": asText(info.agent),
-        "#session-status": joined([first ?? null, statusSentence(rows, session, now)], " "),
+        "#session-status": joined(
+          [needSentence(need, session, now), statusSentence(rows, session, now)],
+          " ",
+        ),
         "#session-error": reason && shownWhole(reason),
         "#session-actions": { hidden: null },
         "#session-trace": { href: `/api/sessions/${encodeURIComponent(id)}/trace.json` },
@@ -115,6 +126,7 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const path = asText(directory);
   const since = formatMoment(startedAt, now);
   const errors = { own: row.error_count, total: countOf(rows, row.id, "error_count") };
+  const isItself = row.is_excused && errors.total === 0;
   const withOwn = (format: (value: number | null) => string, { own, total }: typeof row.cost) =>
     joined([format(total), own === total || own === null ? null : `own ${format(own)}`]);
   const facts: (Fact | null)[] = [
@@ -129,8 +141,9 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
     },
     {
       key: "Errors",
-      value: withOwn(formatCount, errors),
-      href: errors.own > 0 ? errorsHref(row.id) : null, // the others are among its calls
+      value: isItself ? "its own failure" : withOwn(formatCount, errors),
+      title: isItself ? "Counted as that of the call that sent it out" : null,
+      href: isItself || errors.total > 0 ? hashOf({ sessionId: row.id, tab: "errors" }) : null,
     },
     { key: "Model", value: asText(isRecord(model) ? (model.name ?? model.id ?? model) : model) },
     { key: "Directory", value: path && shortPath(path), title: path },
@@ -147,13 +160,22 @@ function workedOf({ row, lastEventAt }: SessionEntry, now: number): string {
   return joined([formatDuration(worked_ms + latest_ms), turns], " in ");
 }
 
-/** How its latest turn ended, where there is something to say. */
-export function reasonOf({ row: { status, info } }: SessionEntry): string | null {
-  return status === "completed" && info.reason !== "completed" ? asText(info.reason) : null;
+/** How its latest turn ended, where its status doesn't say it. */
+export function reasonOf(session: SessionEntry): string | null {
+  const { reason } = session.row.info;
+  return statusOf(session) === "completed" && reason !== "completed" ? asText(reason) : null;
 }
 
 export const statusWord = (status: Status | Cause) =>
   status === "completed" ? "Done" : wordOf(status);
+
+/** That it is slow, or what one below it needs; null: the status tells it. */
+function needSentence(need: Need | undefined, session: SessionEntry, now: number): string | null {
+  const isOwn = need?.session === session;
+  if (need === undefined || (isOwn && need.cause !== "silent")) return null;
+  const what = joined([isOwn ? null : labelOf(need.session), need.text], ": ");
+  return `${what}, ${formatAge(now - need.since)}.`;
+}
 
 function statusSentence(rows: Rows, session: SessionEntry, now: number): string {
   const { waiting_since, working_since, last_event_at, status, is_lost } = session.row;
@@ -163,5 +185,5 @@ function statusSentence(rows: Rows, session: SessionEntry, now: number): string 
   if (waiting_since !== null) return `Waits for you, ${age}. ${does ?? ""}`;
   if (status === "stale") return is_lost ? (does ?? "Lost contact") : `Stale, silent for ${age}`;
   const since = working_since !== null ? `for ${age}` : age === "now" ? "just now" : `${age} ago`;
-  return joined([`${statusWord(status)} ${since}`, does ?? reasonOf(session)]);
+  return joined([`${statusWord(statusOf(session))} ${since}`, does ?? reasonOf(session)]);
 }

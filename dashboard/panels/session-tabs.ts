@@ -6,7 +6,7 @@ import { asText, isRecord } from "../events.ts";
 import { UNKNOWN, formatCost, formatCount, formatNoun, wordOf } from "../format.ts";
 import type { Rows, SessionEntry } from "../rows.ts";
 import { type Column, createTable } from "../table.ts";
-import { familyOf } from "../tree.ts";
+import { countOf, familyOf } from "../tree.ts";
 import { type ChangedFile, filesOf } from "../turns.ts";
 import { SPEND_COLUMNS, type Spend, getSpend } from "./spend.ts";
 
@@ -79,6 +79,7 @@ export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => voi
       part(group, `[value=${tab}]`, HTMLInputElement).checked = true;
       fill(group, {
         "[value=calls] + small": formatCount(Math.max(tool_count, agent_count)), // an agent's call is both
+        "[value=errors] + small": formatCount(countOf(rows, id, "error_count")),
         "[value=files] + small": formatCount(files.length),
         "[value=todos] + small": todos.length === 0 ? "0" : `${done}/${todos.length}`,
         "[value=cost] + small": formatCost(cost.total),

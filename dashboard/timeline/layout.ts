@@ -1,6 +1,6 @@
 /** Where everything stands in the timeline: lanes, bars, ticks. Pure: tested without a browser. */
 
-import { oneLine } from "../events.ts";
+import { asText, oneLine } from "../events.ts";
 import { HOUR_MS, MINUTE_MS, SECOND_MS } from "../format.ts";
 import {
   type Rows,
@@ -171,16 +171,19 @@ function sessionLane(rows: Rows, { entry, depth }: TreeNode, agent: SpanEntry[])
   return {
     key: id,
     session: entry,
-    kind: agent.length === 0 ? "session" : "agent",
+    kind: depth === 0 && agent.length === 0 ? "session" : "agent",
     depth,
-    ...namesOf(agent, labelOf(entry)),
+    ...namesOf(agent, labelOf(entry), depth === 0 ? null : asText(entry.row.info.agent)),
     spans: { ...spans, tool: toolsOf(rows, id), agent, model: answered(spans) },
   };
 }
 
-/** An agent is called by its task, beside it its type; where several follow each other, it is the last one's. */
-function namesOf(agents: readonly SpanEntry[], other?: string) {
-  const { name = null, text = null } = agents.at(-1)?.row ?? {};
+/**
+ * An agent is called by its task, beside it its type; where several follow each other, it is the last one's.
+ * @param type where the call that sent it out isn't here
+ */
+function namesOf(agents: readonly SpanEntry[], other?: string, type: string | null = null) {
+  const { name = type, text = null } = agents.at(-1)?.row ?? {};
   const label = (text === null ? other : oneLine(text)) ?? name ?? "";
   return { label, badge: name === label ? null : name };
 }

@@ -4,6 +4,7 @@
  * labels at the left are elements, because they are links.
  */
 
+import type { Need } from "../attention.ts";
 import { byId, contextOf, createColors, fitCanvas, setAttribute } from "../dom.ts";
 import { MINUTE_MS, SECOND_MS, formatMoment } from "../format.ts";
 import { type Rows, type SpanEntry, isLive, shownEnd } from "../rows.ts";
@@ -21,6 +22,8 @@ const READOUT_GAP_PX = 12;
 
 export interface TimelineOptions {
   rows: () => Rows;
+  /** Who needs the person, by the session's id. */
+  needs: () => ReadonlyMap<string, Need>;
   /** Milliseconds since 1970. */
   now: () => number;
   openSession: (id: string, spanId: number) => void;
@@ -33,7 +36,7 @@ export interface TimelineOptions {
 }
 
 export function createTimeline(options: TimelineOptions) {
-  const { rows, now, openSession, spanSelected, wantsOlder, requestDraw } = options;
+  const { rows, needs, now, openSession, spanSelected, wantsOlder, requestDraw } = options;
   const panel = byId("timeline", HTMLElement);
   const scroller = byId("timeline-scroll", HTMLDivElement);
   const body = byId("timeline-body", HTMLDivElement);
@@ -169,7 +172,7 @@ export function createTimeline(options: TimelineOptions) {
       placeReadout(told); // first: it reads the layout, which writing changes
       words.writeReadout(rows(), told.span, at);
     }
-    words.writeLabels(seen, at);
+    words.writeLabels(seen, needs(), at);
     const isMissing = coveredFrom > view.end - view.length;
     const missing = isMissing ? formatMoment(coveredFrom, at) : null;
     words.writeNote(lanes, writeButtons() ? null : view.length, missing);

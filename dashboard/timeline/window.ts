@@ -50,10 +50,13 @@ export function fitted(rows: Rows, now: number): { window: Window; follows: bool
   const sessions = [...rows.sessions.values()].filter(({ row }) => isShown(rows, row.id));
   if (sessions.length === 0) return null;
   // While it waits for the person, nothing is done.
-  const work = sessions.flatMap(({ row: { id, waiting_since } }) => {
+  const work = sessions.flatMap(({ row: { id, waiting_since }, startedAt }) => {
     const { tool, model, agent } = spansOf(rows, id);
     const until = waiting_since === null ? now : Date.parse(waiting_since);
-    return [...tool, ...model, ...agent].map((span) => ({ ...span, end: shownEnd(span, until) }));
+    const calls = [...tool, ...model, ...agent].map((span) => {
+      return { start: span.start, end: shownEnd(span, until) };
+    });
+    return calls.length === 0 ? [] : [{ start: startedAt, end: startedAt }, ...calls];
   });
   work.sort((a, b) => b.end - a.end);
   const last = work[0]?.end ?? Math.max(...sessions.map(({ lastEventAt }) => lastEventAt));

@@ -1,12 +1,14 @@
 /** The timeline in words: the labels of the lanes, the readout of a bar, the list inside the canvas for those who don't see it. */
 
 import { sessionHref } from "../address.ts";
+import type { Cause, Need } from "../attention.ts";
 import { byId, create, createList, fill, set, setText } from "../dom.ts";
 import { EVENT_LABELS, argsSummary, isEventType, outcomeWord } from "../events.ts";
 import { formatAge, formatDuration, formatMoment, formatNoun, joined } from "../format.ts";
 import {
   type Rows,
   type SpanEntry,
+  endOf,
   isFailedSpan,
   isMoment,
   labelOf,
@@ -53,18 +55,20 @@ function whatOf({ row: { kind, name } }: SpanEntry): string {
 export function createWords() {
   const textList = byId("timeline-text", HTMLUListElement);
   const readout = ["head", "facts", "error", "text"].map((name) => `readout-${name}`);
-  const showLabels = createList<Lane & { now: number }>("lane-labels", "lane-label", createLabel);
+  const showLabels = createList<Label>("lane-labels", "lane-label", createLabel);
   let textWrittenAt = 0;
 
   return {
-    writeLabels(lanes: readonly Lane[], now: number): void {
-      showLabels(lanes.map((lane) => ({ ...lane, now })));
+    /** @param needs by the session's id: the list of sessions shows the same */
+    writeLabels(lanes: readonly Lane[], needs: ReadonlyMap<string, Need>, now: number): void {
+      showLabels(lanes.map((lane) => ({ ...lane, cause: needs.get(lane.key)?.cause, now })));
     },
 
     /** What the window holds. @param length of it, where no button says so */
     writeNote(lanes: readonly Lane[], length: number | null, missingBefore: string | null): void {
       const agents = lanes.filter((lane) => lane.kind === "agent").length;
-      const counts = [formatNoun(lanes.length - agents, "session"), formatNoun(agents, "agent")];
+      const sessions = lanes.length - agents; // none on an agent's page
+      const counts = [sessions && formatNoun(sessions, "session"), formatNoun(agents, "agent")];
       const missing = missingBefore && `calls before ${missingBefore} not loaded`;
       const words = joined([...counts, length && formatDuration(length), missing]);
       setText("timeline-note", lanes.length === 0 ? "" : words);
@@ -95,9 +99,12 @@ export function createWords() {
   };
 }
 
-const createLabel = (root: HTMLElement) => (lane: Lane & { now: number }) => {
-  const { session, label, badge, kind, depth, top, height, now } = lane;
-  const { state, beside } = stateOf(lane, now);
+type Label = Lane & { cause: Cause | undefined; now: number };
+
+const createLabel = (root: HTMLElement) => (lane: Label) => {
+  const { session, label, badge, kind, depth, top, height, cause, now } = lane;
+  const { state: own, beside } = stateOf(lane, now);
+  const state = cause ?? own;
   root.style.transform = `translateY(${top}px)`;
   root.style.height = `${height}px`;
   root.style.paddingInlineStart = `${Math.min(depth, 4) * 14}px`;
@@ -112,14 +119,16 @@ const createLabel = (root: HTMLElement) => (lane: Lane & { now: number }) => {
 };
 
 /** How a lane is; beside its name how long it waits, that it was lost, how long its agent runs or ran last. */
-export function stateOf({ session, spans, key }: Lane, now: number) {
+export function stateOf({ session, spans, key, depth }: Lane, now: number) {
   const { id, waiting_since, is_lost, now: doing } = session.row;
   if (key === id && waiting_since !== null)
     return { state: "waiting", beside: formatAge(now - Date.parse(waiting_since)) };
   const retrying = key === id && doing?.kind === "retry" ? "retrying" : null;
   const agent = spans.agent.find(({ end }) => end === null) ?? spans.agent.at(-1);
-  if (agent === undefined)
-    return { state: retrying ?? statusOf(session), beside: is_lost ? "lost" : "" };
+  if (agent === undefined) {
+    const length = depth === 0 ? "" : formatDuration(endOf(session, now) - session.startedAt);
+    return { state: retrying ?? statusOf(session), beside: is_lost ? "lost" : length };
+  }
   const { outcome } = agent.row;
   const ended = isFailedSpan(agent) ? "failed" : outcome === "cancelled" ? outcome : "completed";
   return {
