@@ -364,6 +364,11 @@ describe("the window", () => {
     expect(fit(315, ["a"])).toEqual(following(30_000, at315));
     work("a", 260, 299);
     expect(fit(315, ["a"])).toEqual(following(10 * MINUTE_MS, at315));
+    // From its beginning, where its first call soon follows that.
+    const asks = rowsWith({ id: "a", waiting_since: iso(NOW + 9_000) });
+    add(asks, 9_000, null, { session_id: "a" });
+    asks.family = new Set(["a"]);
+    expect(fitted(asks, NOW + HOUR_MS)?.window).toEqual({ end: NOW + 12_000, length: 13_000 });
     // It goes on, and grows in steps; of the pause in which it waits for the person some is seen.
     const long = work("b", 320, null);
     expect(fit(400)?.window.length).toBe(3 * MINUTE_MS);
@@ -451,6 +456,21 @@ test("beside a lane: that its session was lost, since when it waits, how long it
   expect(beside({ waiting_since: iso(NOW) })).toBe("5 s");
   expect(beside({ status: "stale", stale_at: iso(NOW + 9), is_lost: true })).toBe("lost");
   expect(beside({}, true)).toBe("5.0 s");
+});
+
+test("an agent's lane is one also where the call that sent it out isn't here", () => {
+  const info = { title: "Look (@explore subagent)", agent: "explore" };
+  const rows = rowsWith(
+    { id: "s1", info: { title: "Do it", agent: "build" } },
+    { id: "kid", parent_session_id: "s1", info },
+  );
+  const found = lanes(rows).map((lane) => {
+    return [lane.kind, lane.label, lane.badge, stateOf(lane, NOW + 5_000).beside];
+  });
+  expect(found).toEqual([
+    ["session", "Do it", null, ""],
+    ["agent", "Look", "explore", "5.0 s"],
+  ]);
 });
 
 test("an agent's lane: that its model is refused; of one that was stopped another mark than of one that is done", () => {

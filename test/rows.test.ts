@@ -49,7 +49,7 @@ import { createCursor } from "../dashboard/stream.ts";
 import { needsOf } from "../dashboard/attention.ts";
 import { shortPath } from "../dashboard/format.ts";
 import { countOf, familyOf, sessionList, treeOf } from "../dashboard/tree.ts";
-import { contextOf, filesOf, turnsOf } from "../dashboard/turns.ts";
+import { contextOf, failuresOf, filesOf, turnsOf } from "../dashboard/turns.ts";
 import { EVENT_TYPES, type Session, type Span } from "../server.ts";
 import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
 
@@ -83,6 +83,33 @@ function entryOf(rows: Rows, id: string) {
 
 test("EVENT_TYPES lists what the server accepts", () => {
   expect<string[]>(LISTED_TYPES.toSorted()).toEqual(Object.keys(EVENT_TYPES).toSorted());
+});
+
+test("what failed in a session and below it, the latest first: as many as the server counts", () => {
+  const rows = rowsWith(
+    { id: "s1", status: "completed" },
+    { id: "kid", parent_session_id: "s1", is_excused: true, info: { reason: "error" } },
+    { id: "other" },
+  );
+  takeSession(rows, sessionRow("kid", { ...entryOf(rows, "kid").row, status: "completed" }), 2);
+  const failed = (id: number, session_id: string, more: Partial<Span> = {}) =>
+    takeSpan(
+      rows,
+      spanRow(id, { session_id, started_at: iso(NOW + id), outcome: "failed", ...more }),
+      1,
+    );
+  failed(1, "s1", { outcome: "exit" });
+  failed(2, "s1", { kind: "agent", call_id: "c", child_session_id: "kid" });
+  failed(3, "s1", { call_id: "c" }); // the agent's own call
+  failed(4, "kid");
+  failed(5, "kid", { kind: "model" }); // why the agent has failed
+  failed(6, "other");
+  failed(7, "s1", { outcome: "denied" });
+  const ids = (id: string) => failuresOf(rows, id).map(({ row }) => row.id);
+  expect(ids("s1")).toEqual([4, 2, 1]);
+  expect(ids("kid")).toEqual([5, 4]); // on its own page its own failure, too
+  expect(statusOf(entryOf(rows, "kid"))).toBe("failed");
+  expect(statusOf(entryOf(rows, "s1"))).toBe("completed");
 });
 
 describe("readEvent → null for what is no event", () => {
