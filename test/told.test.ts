@@ -70,7 +70,10 @@ test.skipIf(!hasChromium)(
     const wait = (session_id: string, request_id: string) => ({
       type: "input_requested",
       session_id,
-      data: { request_id, kind: "question", detail: `Which one? ${"Of many ".repeat(40)}` },
+      data: {
+        ...{ request_id, call_id: request_id, kind: "question" },
+        detail: `Which one? ${"Of many ".repeat(40)}`,
+      },
     });
     await post(server, [
       { type: "session_start", session_id: "top", data: { title: "At the top" } },
@@ -80,6 +83,7 @@ test.skipIf(!hasChromium)(
         data: { title: "Look (@explore subagent)", parent_session_id: "top", agent: "explore" },
       },
       call("bash", {}, "other"),
+      { type: "tool_start", session_id: "child", data: { tool: "question", call_id: "r" } },
       wait("child", "r"),
     ]);
     await waitFor(
@@ -114,6 +118,10 @@ test.skipIf(!hasChromium)(
       async () => (await page.run<string>("location.hash")) === "#/session/child",
       "it",
     );
+    await waitFor(
+      async () => (await page.texts(".turn .line-length")).join().startsWith("waits "),
+      "the call that waits",
+    );
     // The page of the session that has sent it out says so first.
     await page.run(`location.hash = "#/session/top"`);
     await waitFor(
@@ -122,6 +130,7 @@ test.skipIf(!hasChromium)(
       "what its agent asks",
     );
     expect(await page.attribute("#session-dot", "data-status")).toBe("waiting");
+    expect(await page.attribute(".lane-label .dot", "data-status")).toBe("waiting");
     await page.run(`location.hash = "#/"`);
     await page.press("/");
     await page.press("n");
