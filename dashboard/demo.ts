@@ -436,10 +436,11 @@ function createStory(world: World, random: () => number, now: number) {
   /** A call that the person is asked for first: it is allowed, or denied. */
   function* askedCall(session: Session, waited_ms: number, isDenied: boolean): Actor {
     const call_id = `call_${calls++}`;
-    const call = { tool: "bash", call_id, args: { command: pick(ASKED_COMMANDS) } };
+    const command = pick(ASKED_COMMANDS);
+    const call = { tool: "bash", call_id, args: { command } };
     const ran_ms = isDenied ? 0 : around(6_000);
     world.tell("tool_start", session.id, call);
-    yield* ask(session, waited_ms, call_id, isDenied ? "reject" : "once");
+    yield* ask(session, waited_ms, command, call_id, isDenied ? "reject" : "once");
     yield ran_ms;
     world.tell("tool_use", session.id, {
       ...call,
@@ -546,10 +547,15 @@ function createStory(world: World, random: () => number, now: number) {
     done();
   }
 
-  function* ask(session: Session, untilMs: number, call_id?: string, reply = "once"): Actor {
+  function* ask(
+    session: Session,
+    untilMs: number,
+    command = pick(ASKED_COMMANDS),
+    call_id?: string,
+    reply = "once",
+  ): Actor {
     const request = { request_id: `req_${calls++}`, kind: "permission", call_id };
-    const detail = `bash: ${pick(ASKED_COMMANDS)}`;
-    world.tell("input_requested", session.id, { ...request, detail });
+    world.tell("input_requested", session.id, { ...request, detail: `bash: ${command}` });
     yield untilMs;
     world.tell("input_resolved", session.id, { ...request, reply });
   }
@@ -613,15 +619,17 @@ const AUTHORIZATION: Record<string, string> = token ? { Authorization: `Bearer $
 
 class Refusal extends Error {}
 
-/** @throws Refusal, or the error of fetch where the server can't be reached */
+/** Takes out of `events` what the server has. @throws Refusal, or the error of fetch where the server can't be reached */
 async function post(url: string, events: DemoEvent[]): Promise<void> {
-  for (let index = 0; index < events.length; index += BATCH_EVENTS) {
+  while (events.length > 0) {
+    const batch = events.slice(0, BATCH_EVENTS);
     const response = await fetch(`${url}/api/events`, {
       method: "POST",
       headers: { "Content-Type": "application/json", ...AUTHORIZATION },
-      body: JSON.stringify(events.slice(index, index + BATCH_EVENTS)),
+      body: JSON.stringify(batch),
     });
     if (!response.ok) throw new Refusal(`${response.status} ${await response.text()}`);
+    events.splice(0, batch.length);
   }
 }
 
@@ -635,15 +643,19 @@ if (import.meta.main) {
   for (const [index, plan] of PLANS.entries())
     world.start(story(plan, index), HISTORY_MS - plan.began * MINUTE_MS);
   try {
-    const history = world.advance(now);
-    await post(url, history);
-    console.log(`${history.length} events of the past hour are at ${url}`);
+    const events = world.advance(now);
+    const count = events.length;
+    await post(url, events);
+    console.log(`${count} events of the past hour are at ${url}`);
     if (!args.includes("--once")) {
       console.log("Live until Ctrl-C");
       for (;;) {
         await Bun.sleep(LIVE_STEP_MS);
-        const events = world.advance(Date.now());
-        if (events.length > 0) await post(url, events);
+        events.push(...world.advance(Date.now()));
+        // A server that is away gets them once it is back; it knows by their ids those that it has.
+        await post(url, events).catch((error) => {
+          if (error instanceof Refusal) throw error;
+        });
       }
     }
   } catch (error) {

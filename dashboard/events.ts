@@ -1,7 +1,7 @@
 /** Events in the words of the page: what they are called, what they say on one line, which of them a filter lets through. */
 
 import type { EventType } from "../server.ts";
-import { formatCount, joined } from "./format.ts";
+import { formatCount, joined, relativePath } from "./format.ts";
 
 /** Characters of a value that is shown whole: more would stop the page. */
 const MAX_SHOWN_CHARS = 100_000;
@@ -94,12 +94,20 @@ export function outcomeWord(outcome: unknown, exitCode: unknown): string | null 
 
 export type Words = ReturnType<typeof wordsOf>;
 
-/** An event, or a span in the same shape, in words; `kind` gives its mark and its colour, `reason` is whole. */
-export function wordsOf({ type, fields }: Pick<TelemetryEvent, "type" | "fields">) {
+/**
+ * An event, or a span in the same shape, in words; `kind` gives its mark and its colour, `reason` is whole.
+ *
+ * @param directory of the session: paths in it are told from there
+ */
+export function wordsOf(
+  { type, fields }: Pick<TelemetryEvent, "type" | "fields">,
+  directory: unknown = null,
+) {
   const failed = looksFailed({ type, fields });
   const ended = asText(fields.outcome) ?? (failed ? "failed" : null);
   const outcome = CALL_KINDS[type] === undefined ? null : ended;
-  const { kind, name, text } = subjectOf(type, fields, failed);
+  const { kind, name, text: told } = subjectOf(type, fields, failed);
+  const text = kind === "run" ? told : told && relativePath(told, directory);
   return {
     kind,
     outcome,
@@ -118,7 +126,8 @@ function subjectOf(type: EventType, fields: TelemetryEvent["fields"], failed: bo
     }
     case "agent": {
       // There may be many of a type: a person knows them by what they are to do.
-      const task = asText(fields.description) ?? asText(fields.prompt);
+      const { description, prompt, args } = fields; // these of the call that sent it out
+      const task = asText(description) ?? asText(prompt) ?? argsSummary(args);
       return { kind: "agent", name: task ?? agent, text: task && agent };
     }
     case "model":
@@ -163,13 +172,22 @@ export function argsSummary(args: unknown): string | null {
 /** `{"filePath":"a.ts","oldString":"…` → `a.ts`; of todos all: `Read it, Mend it` */
 function telling(cutJson: string): string | null {
   if (!cutJson.startsWith("{")) return null;
-  const valuesOf = (name: string) =>
-    [...cutJson.matchAll(new RegExp(`"${name}":"((?:[^"\\\\]|\\\\.)+)`, "g"))]
-      .map(([, value]) => asText(parseRecord(`{"value":"${value}"}`)?.value))
-      .filter((value) => value !== null);
-  if (cutJson.startsWith('{"todos":')) return valuesOf("content").join(", ") || null;
-  const named = SUMMARY_ARGS.map((name) => valuesOf(name)[0]);
+  if (cutJson.startsWith('{"todos":')) return valuesOf(cutJson, "content").join(", ") || null;
+  const named = SUMMARY_ARGS.map((name) => valuesOf(cutJson, name)[0]);
   return named.find((value) => value !== undefined) ?? null;
+}
+
+/** The texts in JSON that stand under this name, or under one of `a|b`. */
+const valuesOf = (cutJson: string, name: string) =>
+  [...cutJson.matchAll(new RegExp(`"(?:${name})":"((?:[^"\\\\]|\\\\.)+)`, "g"))]
+    .map(([, value]) => asText(parseRecord(`{"value":"${value}"}`)?.value))
+    .filter((value) => value !== null);
+
+/** Whether a call was about a file: a path that it was given, or has changed, is `path` or ends with `/path`. */
+export function isAbout({ files, args }: TelemetryEvent["fields"], path: string): boolean {
+  const plain = (text: string) => `/${fold(text.replaceAll("\\", "/")).replace(/^(\.?\/)+/, "")}`;
+  const told = valuesOf(`${asText(files)} ${asText(args)}`, "filePath|file_path|path");
+  return told.some((known) => plain(known).endsWith(plain(path)));
 }
 
 /** So much of a text as a row of a table can show. */

@@ -99,6 +99,10 @@ export const joined = (words: readonly (string | number | null)[], separator = "
 /** Of an id its tail: the heads of several are alike. */
 export const shortId = (id: string) => (id.length <= 12 ? id : `…${id.slice(-8)}`);
 
+/** In /srv/app: /srv/app/src/a.ts → src/a.ts; what is elsewhere stays whole. */
+export const relativePath = (path: string, directory: unknown) =>
+  path.startsWith(`${directory}/`) ? path.slice(`${directory}/`.length) : path;
+
 /** As short as it still says where it is: /home/ada/shop → ~/shop, /srv/builds/2024/app → …/2024/app */
 export function shortPath(path: string): string {
   const parts = path.replace(HOME, "~").split(/[\\/]/);

@@ -1,6 +1,7 @@
 /** What a session's page reads from the rows: its turns and their calls, the files that were changed, the models that were asked. */
 
 import { type TelemetryEvent, asText, isRecord } from "./events.ts";
+import { relativePath } from "./format.ts";
 import {
   type Rows,
   type SessionEntry,
@@ -126,13 +127,9 @@ export type ChangedFile = ReturnType<typeof filesOf>[number];
 
 /** The files that these sessions have changed, by their paths relative to `directory`; null: not told. */
 export function filesOf(rows: Rows, family: ReadonlySet<string>, directory: unknown) {
-  const root = `${asText(directory) ?? ""}/`;
   const calls = [...family].flatMap((id) => spansOf(rows, id).tool);
   const changes = calls.flatMap(({ row }) => row.attributes?.files).filter(isRecord);
-  const files = Map.groupBy(changes, ({ path }) => {
-    const whole = asText(path) ?? "";
-    return whole.startsWith(root) ? whole.slice(root.length) : whole;
-  });
+  const files = Map.groupBy(changes, ({ path }) => relativePath(asText(path) ?? "", directory));
   return [...files].map(([path, edits]) => ({
     path,
     edits: edits.length,

@@ -370,6 +370,47 @@ test("the demo posts with the AUTH_TOKEN of its environment, and says why it can
   expect((await getJson<{ events: number }>(own, "/health")).events).toBeGreaterThan(1_000);
 });
 
+test("the demo goes on once its server is back; what it asks for is the command of the call", async () => {
+  await using own = await startTestServer();
+  const demo = Bun.spawn([process.execPath, "dashboard/demo.ts", own.url], {
+    cwd: `${import.meta.dir}/..`,
+    env: { PATH: process.env.PATH },
+    stderr: "ignore",
+  });
+  try {
+    let said = "";
+    for await (const chunk of demo.stdout.pipeThrough(new TextDecoderStream()))
+      if ((said += chunk).includes("Live")) break;
+    type Told = { events: { call_id?: string; detail?: string; args?: { command: string } }[] };
+    const told = async (type: string) =>
+      (await getJson<Told>(own, `/api/events?limit=1000&type=${type}`)).events;
+    const calls = new Map((await told("tool_start")).map(({ call_id, args }) => [call_id, args]));
+    const asked = (await told("input_requested")).filter(({ call_id }) => calls.has(call_id));
+    expect(asked.length).toBeGreaterThan(1);
+    for (const { call_id, detail } of asked)
+      expect(detail).toBe(`bash: ${calls.get(call_id)?.command}`);
+    await own.stop();
+    let tries = 0;
+    const hangUp = (socket: Bun.Socket) => {
+      tries++;
+      socket.end();
+    };
+    const away = Bun.listen({
+      ...{ hostname: "127.0.0.1", port: own.port },
+      socket: { open: hangUp, data: () => {} },
+    });
+    await waitFor(() => tries > 1, "the demo to try again");
+    away.stop(true);
+    await own.restart();
+    const count = async () => (await getJson<{ events: number }>(own, "/health")).events;
+    const before = await count();
+    await waitFor(async () => (await count()) > before, "what it told meanwhile");
+  } finally {
+    demo.kill();
+    await demo.exited;
+  }
+});
+
 describe.skipIf(!hasChromium)("in Chromium", () => {
   const html = { "Content-Type": "text/html" };
   let attacker: Bun.Server<undefined>;

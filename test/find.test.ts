@@ -1,12 +1,15 @@
 /** What a person looks for: events of long ago, what it cost, the calls behind a figure. */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { hasWords, wordsIn } from "../dashboard/events.ts";
+import { hasWords, isAbout, readEvent, wordsIn } from "../dashboard/events.ts";
 import { formatChange } from "../dashboard/format.ts";
+import { lineOf } from "../dashboard/panels/feed.ts";
 import { excerptOf } from "../dashboard/panels/search.ts";
+import { createRows, takeSession, takeSpan } from "../dashboard/rows.ts";
 import { type Page, call, openPage, post, postAll } from "./dashboard.ts";
 import type { PostedEvent } from "./fixtures.ts";
 import { getJson, hasChromium, startTestServer, type TestServer, waitFor } from "./helpers.ts";
+import { NOW, iso, sessionRow, spanRow } from "./rows.ts";
 
 setDefaultTimeout(20_000);
 
@@ -38,6 +41,46 @@ test.each([
 test("hasWords lets through what the server's index finds: without accents, capitals and signs", () => {
   expect(hasWords('{"path":"/src/Búild.ts"}', wordsIn("build.TS *"))).toBe(true);
   expect(hasWords('{"path":"/src/build.ts"}', wordsIn("build js"))).toBe(false);
+});
+
+const NOTES = "/srv/app/docs/notes.md";
+test.each([
+  [{ files: [{ path: "docs/notes.md" }] }, true],
+  [{ args: { filePath: NOTES } }, true],
+  [{ args: { file_path: String.raw`C:\app\Docs\notes.md` } }, true],
+  [{ args: `{"path":"./docs/notes.md","content":"cut he` }, true],
+  [{ args: { filePath: "/srv/app/mydocs/notes.md" } }, false],
+  [{ args: { filePath: "/srv/app/docs/notes.md.bak" } }, false],
+  [{ args: { filePath: "/a.ts", newString: `{"path":"docs/notes.md"} docs/notes.md` } }, false],
+  [{ args: { command: "cat docs/notes.md" }, error: "docs/notes.md" }, false],
+])("%j → is about docs/notes.md: %p", (fields, expected) => {
+  for (const typed of ["docs/notes.md", "./docs/notes.md", "/docs/notes.md"])
+    expect(isAbout(fields, typed)).toBe(expected);
+});
+
+test("a line of the feed: an agent by its task where only the call that sent it out is here, a path from the session's directory", () => {
+  const rows = createRows();
+  takeSession(rows, sessionRow("s1", { info: { directory: "/srv/app" } }), 1);
+  const lineAfter = (...events: { id: number; type: string; [field: string]: unknown }[]) => {
+    const [first, ...others] = events.flatMap(
+      (event) => readEvent({ session_id: "s1", timestamp: iso(NOW), ...event }) ?? [],
+    );
+    if (first === undefined) throw new Error("expected an event");
+    const { name, text } = lineOf(rows, [first, ...others], null, NOW);
+    return `${name}: ${text}`;
+  };
+  const args = { subagent_type: "engineer", description: "Mend it", prompt: "Mend all of it" };
+  const ended = { call_id: "c", outcome: "failed" };
+  const agent = { id: 9, type: "agent_complete", subagent_type: "engineer", ...ended };
+  const task = { id: 8, type: "tool_use", tool: "task", args, ...ended };
+  expect(lineAfter(agent, task)).toBe("Mend it: failed: engineer");
+  takeSpan(rows, spanRow(8, { name: "task", call_id: "c", text: JSON.stringify(args) }), 8);
+  expect(lineAfter(agent, task)).toBe("Mend it: failed: engineer");
+  const call = (tool: string, given: object) =>
+    lineAfter({ id: 7, type: "tool_use", tool, outcome: "failed", args: given });
+  expect(call("edit", { filePath: NOTES })).toBe("edit: failed: docs/notes.md");
+  expect(call("edit", { filePath: "/srv/apple/a.ts" })).toBe("edit: failed: /srv/apple/a.ts");
+  expect(call("bash", { command: "/srv/app/run.sh" })).toBe("bash: failed: /srv/app/run.sh");
 });
 
 describe.skipIf(!hasChromium)("the page", () => {
@@ -81,6 +124,17 @@ describe.skipIf(!hasChromium)("the page", () => {
         data: { ...start, duration_ms: 7, args: { pattern: "needle of hay" } },
       },
       { ...old, type: "turn_start", data: { prompt: "a needle, please" } },
+      {
+        ...{ type: "tool_use", session_id: "wrote", timestamp: OLD },
+        data: { tool: "write", args: { filePath: NOTES }, files: [{ path: "docs/notes.md" }] },
+      },
+      // More than one answer holds that only mention it.
+      ...Array.from({ length: 1_001 }, (_, index) => {
+        const text = `See ${NOTES} ${index < 50 ? "fifty" : ""} ${index < 60 ? "sixty" : ""}`;
+        const args = { filePath: `/srv/app/${index}.ts`, newString: text };
+        const mention = { type: "tool_use", session_id: "mentions", timestamp: OLD };
+        return { ...mention, data: { tool: "edit", args } };
+      }),
       ...Array.from({ length: 2_600 }, (_, index) =>
         call("bash", { call_id: `b${index}`, duration_ms: index, success: index !== 17 }, "new"),
       ),
@@ -134,6 +188,21 @@ describe.skipIf(!hasChromium)("the page", () => {
 
     await page.click("#search-open");
     expect(await search("file:src/needle.ts")).toHaveLength(1);
+    expect(await page.attribute("#search .line-session", "title")).toBe("Long ago <b>");
+    for (const typed of ["docs/notes.md", "notes.md", NOTES]) {
+      expect(await search(`file:${typed}`)).toHaveLength(1);
+      expect(await page.text("#search .line-name")).toBe("write");
+      expect(await page.attribute("#search .line-text", "title")).toStartWith(NOTES);
+      expect(await page.text("#search-more")).toBeNull(); // there is no more
+    }
+    expect(await search("file:app/7.ts")).toHaveLength(1);
+    expect(await search("file:otes.md")).toHaveLength(0);
+    expect(await search("fifty")).toHaveLength(50);
+    expect(await page.text("#search-more")).toBeNull();
+    expect(await search("sixty")).toHaveLength(50);
+    await page.run(`document.querySelector("#search-more").click()`);
+    await waitFor(async () => (await page.count("#search .line")) === 60, "more");
+    expect(await page.text("#search-more")).toBeNull();
     expect(await search("ago LONG")).toHaveLength(2);
     expect(await headings()).toEqual(["Sessions", "Events"]);
     expect(await search("needle")).toHaveLength(2);
@@ -247,5 +316,37 @@ describe.skipIf(!hasChromium)("the page", () => {
       async () => !(await page.texts(".session-label")).includes("gone"),
       "the list without it",
     );
+  });
+
+  test("usage: the figures stand apart at each width; of a call whose agent counts for its time there is none", async () => {
+    const long = { duration_ms: 4_331_000, waited_ms: 2_166_000 };
+    const [call_id, duration_ms, subagent_type] = ["t", 5_000, "engineer"];
+    await post(server, [
+      ...["webfetch", "todowrite"].map((tool) => call(tool, long)),
+      { type: "agent_spawn", session_id: "s1", data: { call_id, subagent_type } },
+      call("task", { call_id, duration_ms }),
+      {
+        type: "agent_complete",
+        session_id: "s1",
+        data: { call_id, subagent_type, duration_ms },
+      },
+    ]);
+    await page.click('#usage-kind [value="tools"]');
+    const names = () => page.texts("#usage tbody th");
+    await waitFor(async () => (await names()).includes("task"), "the table");
+    const row = (await names()).indexOf("task") + 1;
+    const figures = await page.texts(`#usage tbody tr:nth-child(${row}) .number`);
+    expect(figures).toEqual(["1", "–", "–", "–", "–", "0"]);
+    for (const width of [1440, 1280, 380]) {
+      const metrics = { width, height: 900, deviceScaleFactor: 1, mobile: false };
+      await page.cdp("Emulation.setDeviceMetricsOverride", metrics);
+      const gaps = await page.run<number[]>(`[...document.querySelectorAll("#usage tr")].flatMap(
+        (row) => [...row.children].map((cell) => {
+          const text = document.createRange();
+          text.selectNodeContents(cell.querySelector(".number, button"));
+          return text.getBoundingClientRect();
+        }).map(({ left }, index, all) => left - (all[index - 1]?.right ?? -99)))`);
+      expect([width, Math.min(...gaps) >= 8]).toEqual([width, true]);
+    }
   });
 });

@@ -130,7 +130,8 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
     const waited = row.waited_ms ? `waited ${formatDuration(row.waited_ms)}` : null;
     const child = row.kind === "agent" ? row.child_session_id : null;
     const agent = rows.sessions.get(child ?? "");
-    const words = wordsOf(eventOf(row));
+    const directory = rows.sessions.get(row.session_id)?.row.info.directory;
+    const words = wordsOf(eventOf(row), directory);
     const linesBelow = (id: string) => {
       loadSpans(id);
       const below = callsOf(rows, id).slice(-PAGE_CALLS);

@@ -8,6 +8,7 @@ import {
   type FeedFilter,
   NO_FILTER,
   type Thing,
+  argsSummary,
   isEventType,
   keyOfThing,
   mergedThing,
@@ -72,16 +73,17 @@ export function lineOf(rows: Rows, thing: Thing, filter: FeedFilter | null, now:
   const [{ id, session_id, at }] = thing;
   const owner = rows.sessions.get(session_id);
   const label = owner === undefined ? shortId(session_id) : labelOf(owner);
+  const directory = owner?.row.info.directory;
   const { type, fields } = mergedThing(thing);
   const span = thing.map((event) => barOf(rows, event)).find((found) => found !== undefined);
-  const text = span?.row.text; // of a call that began before what is here
+  const text = argsSummary(span?.row.text); // of a call that began before what is here
   const isOpen = span !== undefined && isRunning(rows, span);
   const length = isOpen ? now - span.start : fields.duration_ms;
   const time = typeof length === "number" ? formatDuration(length) : "";
   const spanId = span?.row.id ?? null;
   const place = filter === null ? {} : ({ filter, tab: "events" } as const);
   return {
-    ...wordsOf({ type, fields: { args: text, description: text, ...fields } }),
+    ...wordsOf({ type, fields: { args: text, description: text, ...fields } }, directory),
     key: keyOfThing(thing),
     at,
     now,

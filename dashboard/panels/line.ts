@@ -46,14 +46,15 @@ export function createLines(container: HTMLElement, changed: () => void) {
     }
 
     return (line: Line) => {
-      const { at, now, kind, outcome, isFailed, reason, session, bar, nested } = line;
+      const { at, now, kind, outcome, isFailed, reason, bar, nested } = line;
+      const { label = null, href = null } = line.session ?? {};
       set(root, { "data-failed": isFailed, "data-selected": line.isSelected ?? false });
       fill(root, {
         ".line-time": { href: line.href },
         time: { text: formatTimeOrDay(at, now), title: formatMoment(at, now) },
         ".key": { class: `key key-${kind} key-${outcome ?? "ok"}` },
-        ".line-name": line.name,
-        ".line-text": line.text,
+        ".line-name": { text: line.name, title: line.name },
+        ".line-text": { text: line.text, title: line.text },
         ".line-length": line.length,
         ".line-track": {
           hidden: bar === undefined || null,
@@ -62,7 +63,7 @@ export function createLines(container: HTMLElement, changed: () => void) {
           "--share": bar?.share ?? 0,
         },
         ".reason": reason && shownWhole(reason),
-        ".line-session": { text: session?.label ?? null, href: session?.href ?? null },
+        ".line-session": { text: label, title: label, href },
         ".line-child": { text: nested ? "Open its session" : null, href: nested?.href ?? null },
       });
       if (line.isSought) details.open = true;

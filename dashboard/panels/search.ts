@@ -1,7 +1,7 @@
 /** One box that finds sessions and events in the whole history, and lists the calls behind a figure. */
 
 import { hashOf, sessionHref } from "../address.ts";
-import { findEvents } from "../api.ts";
+import { PAGE_ROWS, findEvents } from "../api.ts";
 import { byId, fill, part, setText } from "../dom.ts";
 import {
   CALL_KINDS,
@@ -9,6 +9,7 @@ import {
   type TelemetryEvent,
   asText,
   hasWords,
+  isAbout,
   looksFailed,
   parseRecord,
   wordsIn,
@@ -23,6 +24,8 @@ import { type UsageQuery, nameOf } from "./usage.ts";
 /** How long a person pauses before a question is asked. */
 const DEBOUNCE_MS = 120;
 const PAGE_HITS = 50;
+/** Asked for at once where they hold few hits: as many mentions of a file may be none that touched it. */
+const MAX_PAGES = 20;
 const MAX_SESSIONS = 8;
 /** Of the calls behind a figure: how many are looked at, and how many of each kind are listed. */
 const LOOKED_AT_CALLS = 3_000;
@@ -61,11 +64,8 @@ interface Hit {
   lineAt: (rows: Rows, now: number) => Line;
 }
 
-interface Found {
-  hits: readonly Hit[];
-  note: string;
-  isDone: boolean;
-}
+/** Page by page, also such as have no hit. */
+type Search = AsyncGenerator<{ hits: readonly Hit[]; note: string }, void>;
 
 /** Without the wait for the person; null: not told. */
 function workedOf({ fields: { duration_ms, waited_ms } }: TelemetryEvent): number | null {
@@ -118,27 +118,27 @@ async function* pagesOf(query: Parameters<typeof findEvents>[0]) {
   } while (before !== undefined);
 }
 
-/** Events with these words, each call once; or of those that touched a file each session, with its latest call. */
-async function* findText(text: string, isOfFile: boolean): AsyncGenerator<Found> {
+/** Events with these words, each call once; or of the calls that touched a file the latest of each session. */
+async function* findText(text: string, isOfFile: boolean): Search {
   const known = new Set<string>();
-  for await (const page of pagesOf({ q: text, limit: isOfFile ? 10 * PAGE_HITS : PAGE_HITS })) {
+  for await (const page of pagesOf({ q: text, limit: isOfFile ? PAGE_ROWS : PAGE_HITS })) {
     const hits: Hit[] = [];
     for (const event of page.list) {
       const kind = CALL_KINDS[event.type];
       const { call_id = event.id } = event.fields;
       const key = isOfFile ? event.session_id : `${event.session_id} ${kind} ${asText(call_id)}`;
-      if (known.has(key) || (isOfFile && kind !== "tool")) continue;
+      const isWanted = !isOfFile || (kind === "tool" && isAbout(event.fields, text));
+      if (known.has(key) || !isWanted) continue;
       known.add(key);
       hits.push(eventHit(isOfFile ? "Sessions that touched it" : "Events", event, text));
     }
-    const isDone = page.list.length === 0;
     const note = page.isIndexed ? "" : "The newest events are still being indexed.";
-    if (hits.length > 0 || isDone) yield { hits, note, isDone };
+    yield { hits, note };
   }
 }
 
 /** The slowest and the failed of the latest calls of a tool, an agent or a model. */
-async function* findCalls(name: string, query: UsageQuery): AsyncGenerator<Found> {
+async function* findCalls(name: string, query: UsageQuery): Search {
   const types = { tools: "tool_use", agents: "agent_complete", models: "model_response" };
   const wanted = { type: types[query.kind], [query.kind === "tools" ? "tool" : "q"]: name };
   const now = Date.now();
@@ -162,7 +162,6 @@ async function* findCalls(name: string, query: UsageQuery): AsyncGenerator<Found
   yield {
     hits: [...hitsOf("Slowest", slow), ...hitsOf("Failed", failed)],
     note: `Of ${all} since ${time}; ${formatCount(failed.length)} of them failed.`,
-    isDone: true,
   };
 }
 
@@ -179,13 +178,16 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   /** Of the sessions that are here: more are, once events of others were found. */
   let findSessions = (): readonly Hit[] => [];
   let found: readonly Hit[] = [];
+  /** Of those found, how many are shown. */
+  let limit = 0;
   /** What is asked for: an answer to another counts for nothing. */
-  let search: AsyncGenerator<Found> | null = null;
+  let search: Search | null = null;
   let timer: ReturnType<typeof setTimeout> | undefined;
 
   function show(): void {
     if (!dialog.open) return;
-    const groups = [...Map.groupBy([...findSessions(), ...found], ({ group }) => group)];
+    const hits = [...findSessions(), ...found.slice(0, limit)];
+    const groups = [...Map.groupBy(hits, ({ group }) => group)];
     for (const [index, { section, showLines }] of sections.entries()) {
       const [heading, hits] = groups[index] ?? [null, []];
       fill(section, { h3: heading });
@@ -194,19 +196,29 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     }
   }
 
+  /** Goes on until it has one hit more than it shows: then "Show more" has something to show. */
   async function findMore(): Promise<void> {
     const mine = search;
     more.hidden = true;
     setText("search-note", "Searching…");
+    limit += PAGE_HITS;
+    show();
+    let [note, isDone] = ["", false];
     try {
-      const page = await mine?.next();
-      if (mine !== search || page === undefined || page.done) return;
-      const { hits, note, isDone } = page.value;
-      found = [...found, ...hits];
+      for (let pages = 0; !isDone && found.length <= limit && pages < MAX_PAGES; pages++) {
+        const page = await mine?.next();
+        if (mine !== search) return;
+        isDone = page?.done ?? true;
+        note = page?.value?.note ?? note;
+        found = [...found, ...(page?.value?.hits ?? [])];
+        show();
+      }
+      const isAll = found.length <= limit;
       const isNone = isDone && findSessions().length + found.length === 0;
-      more.hidden = isDone;
-      setText("search-note", isNone ? `No session or event matches. ${note}` : note);
-      show();
+      more.hidden = isDone && isAll;
+      if (isNone) note = `No session or event matches. ${note}`;
+      if (isAll && !isDone) note = "Older events weren't searched yet.";
+      setText("search-note", note);
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       if (mine === search) setText("search-note", `The server can't tell: ${reason}`);
@@ -214,9 +226,9 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   }
 
   /** @param next null: nothing is asked for */
-  function begin(next: AsyncGenerator<Found> | null, sessions = (): readonly Hit[] => []): void {
+  function begin(next: Search | null, sessions = (): readonly Hit[] => []): void {
     clearTimeout(timer);
-    [found, findSessions, search] = [[], sessions, next];
+    [found, findSessions, search, limit] = [[], sessions, next, 0];
     more.hidden = true;
     setText("search-note", next === null ? HINT : "Searching…");
     show();

@@ -29,7 +29,7 @@ export interface UsageQuery {
 }
 
 const CALLS: Column<UsageRow>[] = [
-  { head: "Worked", value: workedOf, format: formatDuration, isBar: true },
+  { head: "Worked", value: (row) => workedOf(row) || null, format: formatDuration, isBar: true },
   { head: "Waited", value: (row) => row.waited_ms || null, format: formatDuration },
 ];
 const MODELS: Column<UsageRow>[] = [
@@ -38,8 +38,9 @@ const MODELS: Column<UsageRow>[] = [
 ];
 const columnsOf = (kind: Kind): Column<UsageRow>[] => [
   { head: "Count", value: (row) => row.count, format: formatCount, isBar: true },
-  { head: "p50", value: (row) => row.p50_duration_ms, format: formatDuration },
-  { head: "p95", value: (row) => row.p95_duration_ms, format: formatDuration, isBar: true },
+  // Nothing is left of a call whose agent counts for its time.
+  { head: "p50", value: (row) => row.p50_duration_ms || null, format: formatDuration },
+  { head: "p95", value: (row) => row.p95_duration_ms || null, format: formatDuration, isBar: true },
   ...(kind === "models" ? MODELS : CALLS),
   { head: "Errors", value: (row) => row.error_count, format: formatCount },
 ];
