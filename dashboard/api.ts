@@ -1,6 +1,6 @@
 /** What the page asks the server for. Rows come with their version: which events they have seen (see rows.ts). */
 
-import type { Overview, Session, Span } from "../server.ts";
+import type { Session, Span } from "../server.ts";
 import { type TelemetryEvent, readEvent } from "./events.ts";
 import type { SpanEntry } from "./rows.ts";
 
@@ -9,7 +9,7 @@ export const PAGE_ROWS = 1_000;
 /** Of the events of a session after the first of a call, how many are looked at for the others of that call. */
 const SEARCHED_EVENTS = 200;
 
-type Query = Record<string, string | number | null | undefined>;
+export type Query = Record<string, string | number | null | undefined>;
 
 /** @throws TypeError where there is no answer, else with what the server says is wrong */
 export async function get(path: string, query: Query = {}, method = "GET"): Promise<Response> {
@@ -22,18 +22,24 @@ export async function get(path: string, query: Query = {}, method = "GET"): Prom
   throw new Error(body.error ?? `${path}: ${response.status}`);
 }
 
-export interface Answer<T> {
-  list: T[];
-  version: number;
-  /** The newest events were looked at, too. */
-  isIndexed: boolean;
+export async function getJson<T>(path: string, query: Query = {}): Promise<T> {
+  return (await get(path, query)).json();
 }
 
-async function getList<T>(name: "sessions" | "spans" | "events", query: Query): Promise<Answer<T>> {
+/** What the server has summed up under this name: "tools", "spend". */
+export const getStats = async <T>(name: string, query: Query) =>
+  (await getJson<Record<string, T[]>>(`/api/analytics/${name}`, query))[name] ?? [];
+
+export type Answer<T> = Awaited<ReturnType<typeof getList<T>>>;
+
+async function getList<T>(name: "sessions" | "spans" | "events", query: Query) {
   const response = await get(`/api/${name}`, { limit: PAGE_ROWS, ...query });
-  const { [name]: list, indexed_to } = await response.json();
+  const body = await response.json();
+  const list: T[] = body[name];
   const version = Number(response.headers.get("Last-Event-ID"));
-  return { list, version, isIndexed: indexed_to === undefined };
+  /** The newest events were looked at, too. */
+  const isIndexed = body.indexed_to === undefined;
+  return { list, version, isIndexed };
 }
 
 export const getSessions = (query: Query) => getList<Session>("sessions", query);
@@ -49,26 +55,8 @@ export async function findEvents(query: Query): Promise<Answer<TelemetryEvent>> 
 
 export const getEvents = async (query: Query) => (await findEvents(query)).list;
 
-/** With all below it. */
-export async function deleteSession(id: string): Promise<void> {
-  await get(`/api/sessions/${encodeURIComponent(id)}`, {}, "DELETE");
-}
-
-export async function getOverview(): Promise<Overview> {
-  return (await get("/api/overview")).json();
-}
-
-/** US dollars spent today; null: not known. */
-export async function getSpent(): Promise<number | null> {
-  const response = await get("/api/analytics/spend", { days: 1, by: "day" }).catch(() => null);
-  const { spend }: { spend?: { cost: number | null }[] } = (await response?.json()) ?? {};
-  return spend?.reduce((sum, { cost }) => sum + (cost ?? 0), 0) ?? null;
-}
-
-/** The long form of a session, with all its calls, as the server writes it. */
-export async function getSessionText(id: string): Promise<string> {
-  return (await get(`/api/sessions/${encodeURIComponent(id)}`)).text();
-}
+/** Where the server has the long form of a session, with all its calls; to delete it deletes all below it, too. */
+export const sessionPath = (id: string): string => `/api/sessions/${encodeURIComponent(id)}`;
 
 /** The events of a call, whole: its first, and those of the same call soon after it. */
 export async function getCall({ row }: SpanEntry): Promise<TelemetryEvent[]> {
@@ -77,13 +65,4 @@ export async function getCall({ row }: SpanEntry): Promise<TelemetryEvent[]> {
   return near.filter(
     (event) => event.id === id || (call_id !== null && event.fields.call_id === call_id),
   );
-}
-
-/** What tells of a session's turns. */
-export const MILESTONES = ["turn_start", "session_compacted", "session_error"];
-
-/** Of these the latest of each type. */
-export async function getMilestones(sessionId: string): Promise<TelemetryEvent[]> {
-  const pages = await Promise.all(MILESTONES.map((type) => getEvents({ sessionId, type })));
-  return pages.flat();
 }

@@ -29,7 +29,7 @@ const MIN_SLOW_MS = MINUTE_MS;
 const RECENT_MS = 12 * HOUR_MS;
 
 /** By tool, in ms: 95 of 100 of its calls take less; null: not known yet. */
-type Usual = ReadonlyMap<string, number> | null;
+export type Usual = ReadonlyMap<string, number> | null;
 
 /** By cause, then the oldest first; `root`: the session itself, or the one at the top above it. */
 export function needsOf(rows: Rows, usual: Usual, now: number) {

@@ -39,24 +39,17 @@ export function setText(target: Element | string, text: string | null): void {
   element.textContent = shown(text ?? "");
 }
 
-type Value = string | number | boolean | null;
-
-/** @param value null: without it */
-export function setAttribute(element: Element, name: string, value: Value): void {
-  const next = value === null ? null : shown(String(value));
-  if (element.getAttribute(name) === next) return;
-  if (next === null) element.removeAttribute(name);
-  else element.setAttribute(name, next);
-}
-
-/** By name: attributes, custom properties (`--share`), and its `text`. */
-type Contents = Readonly<Record<string, Value>>;
+/** By name: attributes, custom properties (`--share`), and its `text`; null: without it. */
+type Contents = Readonly<Record<string, string | number | boolean | null>>;
 
 export function set(element: HTMLElement, contents: Contents): void {
-  for (const [name, value] of Object.entries(contents))
-    if (name === "text") setText(element, value === null ? null : String(value));
-    else if (name.startsWith("--")) element.style.setProperty(name, String(value));
-    else setAttribute(element, name, value);
+  for (const [name, value] of Object.entries(contents)) {
+    const text = value === null ? null : String(value);
+    if (name === "text") setText(element, text);
+    else if (name.startsWith("--")) element.style.setProperty(name, text);
+    else if (text === null) element.removeAttribute(name);
+    else if (element.getAttribute(name) !== shown(text)) element.setAttribute(name, shown(text));
+  }
 }
 
 /** Writes into what is in `root`, by selector: its text alone, or more of it. */
@@ -149,6 +142,13 @@ export function createEnd(root: HTMLElement, none: string, text: string, changed
   return end;
 }
 
+/** Of the canvas with this id. */
+export function contextOf(id: string): CanvasRenderingContext2D {
+  const context = byId(id, HTMLCanvasElement).getContext("2d");
+  if (context === null) throw new Error("this browser has no 2D canvas");
+  return context;
+}
+
 /** Gives a canvas as many pixels as the screen has for these CSS pixels; style.css gives its size. */
 export function fitCanvas(context: CanvasRenderingContext2D, width: number, height: number): void {
   const { canvas } = context;
@@ -158,12 +158,6 @@ export function fitCanvas(context: CanvasRenderingContext2D, width: number, heig
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
   context.textBaseline = "middle";
-}
-
-export function contextOf(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
-  const context = canvas.getContext("2d");
-  if (context === null) throw new Error("this browser has no 2D canvas");
-  return context;
 }
 
 /**
@@ -207,7 +201,8 @@ export function choose<K extends string>(
     group.append(button);
     button.addEventListener("click", () => {
       choice.value = name;
-      for (const each of group.children) setAttribute(each, "aria-pressed", each === button);
+      for (const each of group.querySelectorAll("button"))
+        set(each, { "aria-pressed": each === button });
       changed();
     });
   }

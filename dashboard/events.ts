@@ -51,26 +51,22 @@ export const CALL_KINDS: Partial<Record<EventType, "tool" | "agent" | "model">> 
   model_response: "model",
 };
 
+/** It asks something of the person, or tells that it was answered. */
+const isWait = (type: EventType) => type.startsWith("input_");
+
 /** Shown as failures by what they are. */
 export const FAILURE_TYPES = ["session_error", "tool_blocked", "security_block"];
 
-export interface TelemetryEvent {
-  id: number;
-  type: EventType;
-  session_id: string;
-  /** Milliseconds since 1970. */
-  at: number;
-  /** The whole event as it was sent, envelope included. */
-  fields: Readonly<Record<string, unknown>>;
-}
+export type TelemetryEvent = NonNullable<ReturnType<typeof readEvent>>;
 
 /** The event in a frame of the stream or an item of the history; null where it isn't one. */
-export function readEvent(raw: unknown): TelemetryEvent | null {
+export function readEvent(raw: unknown) {
   if (!isRecord(raw)) return null;
   const { id, type, session_id, timestamp } = raw;
   if (typeof id !== "number" || typeof session_id !== "string" || !isEventType(type)) return null;
-  const at = typeof timestamp === "string" ? Date.parse(timestamp) : NaN;
-  return Number.isNaN(at) ? null : { id, type, session_id, at, fields: raw };
+  const at = typeof timestamp === "string" ? Date.parse(timestamp) : NaN; // milliseconds since 1970
+  const fields: Readonly<Record<string, unknown>> = raw; // as it was sent, envelope included
+  return Number.isNaN(at) ? null : { id, type, session_id, at, fields };
 }
 
 /** How its line is shown where no row of the server says whether it failed. */
@@ -135,12 +131,8 @@ function subjectOf(type: EventType, fields: TelemetryEvent["fields"], failed: bo
   }
   const said = "title detail message reason text content prompt directory reply kind".split(" ");
   const text = said.map((field) => asText(fields[field])).find((told) => told !== null) ?? null;
-  const marks: Partial<Record<EventType, string>> = {
-    session_compacted: "compacted",
-    input_requested: "wait",
-    input_resolved: "wait",
-  };
-  return { kind: failed ? "failed" : (marks[type] ?? "note"), name: null, text };
+  const mark = isWait(type) ? "wait" : type === "session_compacted" ? "compacted" : "note";
+  return { kind: failed ? "failed" : mark, name: null, text };
 }
 
 /** Of JSON, in which an argument that tells most is looked for. */
@@ -220,16 +212,14 @@ export function toolFamily(name: string): "run" | "read" | "write" | "other" {
 /** The events of one thing that happened, newest first: those of a call, of an agent with its call, of a question. */
 export type Thing = [TelemetryEvent, ...TelemetryEvent[]];
 
-const isThing = (events: TelemetryEvent[]): events is Thing => events.length > 0;
 const SESSION_TYPES: EventType[] = ["session_start", "session_update", "session_end"];
 
 /** Null: the event stands alone. */
 function thingKey({ type, session_id, fields }: TelemetryEvent): string | null {
-  const isWait = type.startsWith("input_");
-  const kind = isWait ? "wait" : CALL_KINDS[type];
-  const id = isWait ? fields.request_id : fields.call_id;
+  const kind = isWait(type) ? "wait" : CALL_KINDS[type];
+  const id = kind === "wait" ? fields.request_id : fields.call_id;
   if (kind === undefined || id == null) return null;
-  return `${session_id}\n${kind === "model" || isWait ? kind : "call"}\n${asText(id)}`;
+  return `${session_id}\n${kind === "model" || kind === "wait" ? kind : "call"}\n${asText(id)}`;
 }
 
 /** A name that stays the same when the thing goes on. */
@@ -244,7 +234,7 @@ export function thingsOf(events: Iterable<TelemetryEvent>, isQuiet: boolean): Th
     quietId = isOfSession ? (quietId ?? event.id) : null;
     return quietId ?? thingKey(event) ?? event.id;
   });
-  return [...things.values()].filter(isThing);
+  return [...things.values()].filter((events): events is Thing => events.length > 0);
 }
 
 /** A thing as one event: of an agent the agent's, of several sessions how many began and ended. */
@@ -262,14 +252,16 @@ export function mergedThing(thing: Thing): Pick<TelemetryEvent, "type" | "fields
 
 // ─── Filter ──────────────────────────────────────────────────────────────────
 
-export interface FeedFilter {
-  /** "failed": events of any type that tell of a failure. */
-  type: EventType | "failed" | null;
-  sessionId: string | null;
-  text: string;
-}
+export type FeedFilter = ReturnType<typeof filterOf>;
 
-export const NO_FILTER: FeedFilter = { type: null, sessionId: null, text: "" };
+/** @param type what isn't one is left out; "failed": events of any type that tell of a failure */
+export const filterOf = (type: string | null, text: string) => ({
+  type: type === "failed" || isEventType(type) ? type : null,
+  sessionId: null as string | null,
+  text,
+});
+
+export const NO_FILTER = filterOf(null, "");
 
 /** @param hasFailed whether the event is shown as a failure */
 export function matchesFilter(

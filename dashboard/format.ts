@@ -7,16 +7,14 @@ const HOME = /^(\/home\/|\/Users\/|[A-Z]:\\Users\\)[^\\/]+|^\/root(?![^/])/;
 export const SECOND_MS = 1_000;
 export const MINUTE_MS = 60 * SECOND_MS;
 export const HOUR_MS = 60 * MINUTE_MS;
-const DAY_MS = 24 * HOUR_MS;
+export const DAY_MS = 24 * HOUR_MS;
 
 // 24 hours in every locale: half as wide as with AM and PM, and sorts as text.
 const clock = (timeStyle: "short" | "medium") =>
   new Intl.DateTimeFormat(undefined, { timeStyle, hourCycle: "h23" }).format;
-const grouped = new Intl.NumberFormat();
-const compact = new Intl.NumberFormat(undefined, {
-  notation: "compact",
-  maximumSignificantDigits: 3,
-});
+const number = ({ format }: Intl.NumberFormat) => {
+  return (value: number | null) => (value === null ? UNKNOWN : format(value));
+};
 
 /** "14:03:07" */
 export const formatTime = clock("medium");
@@ -29,12 +27,12 @@ export const formatDay = new Intl.DateTimeFormat(undefined, { month: "short", da
   .format;
 
 /** 12345 → "12,345" */
-export const formatCount = (value: number | null) =>
-  value === null ? UNKNOWN : grouped.format(value);
+export const formatCount = number(new Intl.NumberFormat());
 
 /** 12345 → "12.3K" */
-export const formatCompact = (value: number | null) =>
-  value === null ? UNKNOWN : compact.format(value);
+export const formatCompact = number(
+  new Intl.NumberFormat(undefined, { notation: "compact", maximumSignificantDigits: 3 }),
+);
 
 /** US dollars, as posted: 0.4217 → "$0.42", 0.0004 → "<$0.01" */
 export function formatCost(value: number | null): string {
@@ -74,6 +72,12 @@ export function formatAge(ms: number): string {
   if (ms < HOUR_MS) return `${Math.floor(ms / MINUTE_MS)} m`;
   if (ms < DAY_MS) return `${Math.floor(ms / HOUR_MS)} h`;
   return `${Math.floor(ms / DAY_MS)} d`;
+}
+
+/** "just now", "4 m ago" */
+export function formatAgo(ms: number): string {
+  const age = formatAge(ms);
+  return age === "now" ? "just now" : `${age} ago`;
 }
 
 /** With the day where that isn't `now`'s: "Nov 20, 14:03:07" */

@@ -8,7 +8,7 @@ const PANELS_INTERVAL_MS = 250;
 /** Unless it is moved: then every frame. */
 const TIMELINE_INTERVAL_MS = 100;
 
-export interface FramesOptions {
+interface FramesOptions {
   panels: readonly (() => void)[];
   /** In how many milliseconds it is another by itself; null: never. */
   timeline: { draw: () => void; nextDraw: () => number | null };

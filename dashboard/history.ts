@@ -48,7 +48,9 @@ export function createHistory(
     return thingsOf(shown, filter().type === null).sort(([a], [b]) => b.at - a.at);
   }
 
-  async function loadPage(): Promise<void> {
+  /** Where what is here isn't enough for `limit` lines, loads a page. */
+  async function loadOlder(limit: number): Promise<void> {
+    if (found().length >= limit || older.length >= MAX_OLDER_EVENTS) return;
     const [wanted, of] = [filter(), older];
     const { list: page, isIndexed } = await findEvents({
       before: older.at(-1)?.id ?? rows().feed[0]?.id ?? rows().head + 1,
@@ -82,16 +84,12 @@ export function createHistory(
         waiting: { count: newer.length, isMore: (feed[0]?.id ?? 0) > since },
       };
     },
-    /** Where what is here isn't enough for `limit` lines, loads a page. */
-    async loadOlder(limit: number): Promise<void> {
-      if (found().length < limit && older.length < MAX_OLDER_EVENTS) await loadPage();
-    },
+    loadOlder,
     /** What is here may hold little of a narrow filter. */
     async fill(): Promise<void> {
       // What failed may be far apart; and only an empty page says that there is no more.
       const pages = filter().type === "failed" ? MAX_OLDER_EVENTS / PAGE_ROWS : 2;
-      for (let page = pages; page > 0 && !isOlderDone; page--)
-        await this.loadOlder(FULL_FEED_EVENTS);
+      for (let page = pages; page > 0 && !isOlderDone; page--) await loadOlder(FULL_FEED_EVENTS);
     },
   };
 }

@@ -6,9 +6,9 @@
  *     stream ──▶ pending ──────┘   at most once per frame
  */
 
-import { type Route, type Tab, hashOf, routeOf } from "./address.ts";
-import { MILESTONES, getMilestones } from "./api.ts";
-import { type Need, needsBySession, needsOf } from "./attention.ts";
+import { type Tab, hashOf, routeOf } from "./address.ts";
+import { getEvents } from "./api.ts";
+import { type Need, type Usual, needsBySession, needsOf } from "./attention.ts";
 import { byId } from "./dom.ts";
 import type { TelemetryEvent } from "./events.ts";
 import { createFrames } from "./frames.ts";
@@ -49,20 +49,21 @@ const FIGURES_INTERVAL_MS = 10_000;
 const HIDDEN_INTERVAL_MS = 15_000;
 /** Of fewer calls of a tool nothing follows for how long the next may take. */
 const MIN_USUAL_CALLS = 20;
+/** What tells of a session's turns. */
+const MILESTONES = ["turn_start", "session_compacted", "session_error"];
 /** Sessions that are asked for at the same time: a browser has six connections to a server. */
 const MAX_SEEKS = 3;
 
 let rows = createRows();
 let isLoaded = false;
 let pending: Frame[] = [];
-/** By tool: 95 of 100 of its calls take less, in milliseconds. */
-let usualMs: ReadonlyMap<string, number> | null = null;
+let usualMs: Usual = null;
 /** By the session's id, for the timeline, which is drawn more often than they change. */
 let needs: ReadonlyMap<string, Need> = new Map();
-let route: Route = routeOf(location.hash);
+let route = routeOf(location.hash);
 /** The session page, once its session and all below it were asked for. */
 let opened: { id: string; isLoading: boolean } | null = null;
-/** What tells of its turns, by id. */
+/** Its milestones, of each type the latest, by id. */
 const milestones = new Map<number, TelemetryEvent>();
 
 const notify = createNotify();
@@ -89,7 +90,6 @@ const sessionTabs = createSessionTabs(showTab, redraw);
 const timeline = createTimeline({
   rows: () => rows,
   needs: () => needs,
-  now: Date.now,
   openSession: (sessionId, spanId) => {
     location.hash = hashOf({ sessionId, filter: route.filter, spanId });
   },
@@ -212,8 +212,10 @@ async function openSession(): Promise<void> {
   of.family = familyOf(of, id);
   const isWanted = () => opened === page && rows === of;
   try {
-    const [isThere, told] = await Promise.all([loadFamily(of, id), getMilestones(id)]);
+    const asked = MILESTONES.map((type) => getEvents({ sessionId: id, type }));
+    const [isThere, ...pages] = await Promise.all([loadFamily(of, id), ...asked]);
     if (!isThere || !isWanted()) return;
+    const told = pages.flat();
     for (const event of told) milestones.set(event.id, event);
     if (route.spanId !== null) calls.select(route.spanId); // only now its turn is known
     takeMarks(of, told);
@@ -288,7 +290,7 @@ function showSession(id: string, now: number): void {
     if (event.session_id === id && MILESTONES.includes(event.type)) milestones.set(event.id, event);
   const told = [...milestones.values()].sort((a, b) => a.at - b.at || a.id - b.id);
   sessionHead.show(rows, session, told, needsNow(), now);
-  sessionTabs.show(rows, session, route.tab ?? "calls");
+  sessionTabs.show(rows, session, route.tab);
   if (route.tab === "calls") calls.show(rows, session, told, hasOlder, now);
   if (route.tab === "errors") calls.showErrors(rows, session, now);
   rows.family = familyOf(rows, id);

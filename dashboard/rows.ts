@@ -20,7 +20,7 @@ import {
   oneLine,
   readEvent,
 } from "./events.ts";
-import { formatAge, formatDuration, joined, shortId } from "./format.ts";
+import { formatAge, formatAgo, formatDuration, joined, shortId } from "./format.ts";
 import type { Tree } from "./tree.ts";
 
 /** Events that the feed can show without asking the server: at some 300 bytes each, under 1 MB. */
@@ -329,10 +329,8 @@ export const isShown = ({ family }: Rows, id: string) => family.size === 0 || fa
 /** What a session does now, and for how long, or when it goes on; null: nothing that is told. */
 export function doingOf(rows: Rows, session: SessionEntry, now: number) {
   const { is_lost, stale_at, now: doing } = session.row;
-  if (is_lost) {
-    const age = formatAge(now - Date.parse(stale_at ?? ""));
-    return { text: `Lost contact ${age === "now" ? "just now" : `${age} ago`}`, time: null };
-  }
+  if (is_lost)
+    return { text: `Lost contact ${formatAgo(now - Date.parse(stale_at ?? ""))}`, time: null };
   if (statusOf(session) === "waiting") {
     const wait = spansOf(rows, session.row.id).wait.find(({ end }) => end === null)?.row ?? doing;
     const question = wait?.kind === "wait" ? (wait.text ?? wait.name) : null;

@@ -6,13 +6,13 @@
 import { EVENT_TYPES } from "./events.ts";
 import type { Connection } from "./panels/header.ts";
 import type { Frame } from "./rows.ts";
-import { type Said, createTabs } from "./tabs.ts";
+import { createTabs } from "./tabs.ts";
 
 const FIRST_RETRY_SECONDS = 1;
 const MAX_RETRY_SECONDS = 15;
 const ROW_TYPES = ["session", "span", "session_deleted"];
 
-export interface StreamOptions {
+interface StreamOptions {
   /** Loads what the stream goes on from. @returns the id of its newest event; null: it was loaded before, or isn't wanted */
   load: (isWanted: () => boolean) => Promise<number | null>;
   received: (frame: Frame) => void;
@@ -48,7 +48,7 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
   let cursor = createCursor(0);
   /** A follower's is its leader's. */
   let connection: Connection = { state: "connecting" };
-  /** Where the stream began, and what came of it that the other tabs haven't heard. */
+  /** Where the stream began (0: it hasn't), and what came of it that the other tabs haven't heard. */
   let from = 0;
   const frames: Frame[] = [];
   let attempts = 0;
@@ -57,7 +57,9 @@ export function createStream({ load, received, opened, reset, show }: StreamOpti
   /** Something came that this tab hasn't heard: until it leads, it takes nothing. */
   let isBehind = false;
 
+  /** What a leader says: how it stands to the server, and each frame once. */
   const say = () => ({ connection, from, frames: frames.splice(0) });
+  type Said = ReturnType<typeof say>;
   const tabs = createTabs(lead, follow, hear, say);
 
   const isOff = () => document.hidden || isPausedByPerson;

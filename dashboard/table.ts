@@ -11,7 +11,7 @@ export interface Column<T> {
   isBar?: boolean;
 }
 
-export interface Table<T> {
+interface Table<T> {
   /** What the rows are. */
   name: string;
   columns: readonly Column<T>[];

@@ -10,27 +10,17 @@
  * their timers down. Where there are no locks (http:// and no loopback name) each tab leads itself.
  */
 
-import type { Connection } from "./panels/header.ts";
-import type { Frame } from "./rows.ts";
-
 const NAME = "event-stream";
 /** How often a leader speaks. A follower that misses it for so many ticks takes the lock: the leader hangs. */
 const TICK_MS = 1_000;
 const MAX_SILENT_TICKS = 3;
 
-/** What the leader says: how it stands to the server, after which event its stream began (0: it hasn't), what came. */
-export interface Said {
-  connection: Connection;
-  from: number;
-  frames: Frame[];
-}
-
 /**
  * @param lead the lock is this tab's
  * @param follow it was, and is another's
- * @param say what it says as a leader; each frame once
+ * @param say what it says as a leader
  */
-export function createTabs(
+export function createTabs<Said extends object>(
   lead: () => void,
   follow: () => void,
   hear: (said: Said) => void,

@@ -91,17 +91,7 @@ export const countOf = (rows: Rows, id: string, of: "error_count" | "tool_count"
 
 // ─── The list of sessions ────────────────────────────────────────────────────
 
-export interface ListLine {
-  session: SessionEntry;
-  /** The head of the group that it is the first of: "Running 3" */
-  group: string | null;
-  depth: number;
-  /** Why it, or one below it, needs the person. */
-  need: Need | undefined;
-  /** Its children that have ended are folded away, unless `isOpen`. */
-  endedCount: number;
-  isOpen: boolean;
-}
+export type ListLine = ReturnType<typeof sessionList>[number];
 
 /**
  * Who needs the person, the most urgent first; then who runs, then who has ended, latest activity first.
@@ -115,7 +105,7 @@ export function sessionList(
   text: string,
   open: ReadonlySet<string>,
   needs: readonly Need[],
-): ListLine[] {
+) {
   const found = findSessions(order, text.trim().toLowerCase());
   const needOf = needsBySession(needs);
   const urgent = new Set(needs.map(({ root }) => root));
@@ -125,14 +115,17 @@ export function sessionList(
     Running: others.filter(({ goesOn }) => goesOn),
     Ended: others.filter(({ goesOn }) => !goesOn),
   };
-  const lines: ListLine[] = [];
+  const lines = [];
   for (const [name, members] of Object.entries(groups)) {
     const stack = members.filter((node) => found?.has(node) ?? true).toReversed();
+    /** The head of the group, over its first line: "Running 3" */
     let group: string | null = `${name} ${formatCount(stack.length)}`;
     for (let node = stack.pop(); node !== undefined; node = stack.pop()) {
       const { entry: session, depth, children } = node;
+      /** Folded away, unless it is open. */
       const ended = found === null ? children.filter(({ goesOn }) => !goesOn) : [];
       const isOpen = open.has(session.row.id);
+      /** Why it, or one below it, needs the person. */
       const need = needOf.get(session.row.id);
       lines.push({ session, group, depth, need, endedCount: ended.length, isOpen });
       group = null;

@@ -9,7 +9,7 @@ import {
   NO_FILTER,
   type Thing,
   argsSummary,
-  isEventType,
+  filterOf,
   keyOfThing,
   mergedThing,
   prettyJson,
@@ -40,13 +40,7 @@ export function createFeed(
   type.append(new Option("All events", ""), new Option("Failures", "failed"));
   for (const eventType of EVENT_TYPES) type.append(new Option(EVENT_LABELS[eventType], eventType));
   for (const control of [type, text])
-    control.addEventListener("input", () =>
-      filterChanged({
-        ...NO_FILTER,
-        type: type.value === "failed" || isEventType(type.value) ? type.value : null,
-        text: text.value.trim(),
-      }),
-    );
+    control.addEventListener("input", () => filterChanged(filterOf(type.value, text.value.trim())));
   scroll.addEventListener("scrollend", changed);
 
   return {

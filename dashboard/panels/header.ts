@@ -2,13 +2,12 @@
 
 import type { Overview } from "../../server.ts";
 import { sessionHref } from "../address.ts";
-import { getOverview, getSpent } from "../api.ts";
+import { getJson } from "../api.ts";
 import type { Need } from "../attention.ts";
-import { byId, fill, part, setAttribute } from "../dom.ts";
+import { byId, fill, part, set } from "../dom.ts";
 import { MINUTE_MS, formatAge, formatCost, formatCount } from "../format.ts";
 import { labelOf } from "../rows.ts";
-
-const TITLE = "PAI Observability";
+import { costOf, getSpend } from "./spend.ts";
 
 /** How the page stands to the server. */
 export type Connection =
@@ -23,7 +22,7 @@ const CONNECTION_WORDS = {
 
 export function createHeader(togglePause: () => void) {
   const icon = part(document, "link[rel=icon]", HTMLLinkElement);
-  const plainIcon = icon.href;
+  const [plainIcon, plainTitle] = [icon.href, document.title];
   const dot = encodeURIComponent("<circle cx='11' cy='11' r='5' fill='#e0a030'/></svg>");
   byId("connection", HTMLButtonElement).addEventListener("click", togglePause);
 
@@ -56,11 +55,12 @@ export function createHeader(togglePause: () => void) {
           title: first?.text ?? null,
         },
       });
-      document.title = count === 0 ? TITLE : `(${count}) ${TITLE}`;
-      setAttribute(icon, "href", count === 0 ? plainIcon : plainIcon.replace("%3C/svg%3E", dot));
+      document.title = count === 0 ? plainTitle : `(${count}) ${plainTitle}`;
+      set(icon, { href: count === 0 ? plainIcon : plainIcon.replace("%3C/svg%3E", dot) });
     },
     async load(now: number): Promise<void> {
-      const [overview, spent] = await Promise.all([getOverview(), getSpent()]);
+      const asked = getSpend("day", { days: 1 }).then(costOf, () => null);
+      const [overview, spent] = await Promise.all([getJson<Overview>("/api/overview"), asked]);
       const { running_agents, errors_last_hour, old_plugin } = overview;
       const status = errors_last_hour > 0 ? "failed" : null;
       fill(document, {

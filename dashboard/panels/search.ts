@@ -2,7 +2,7 @@
 
 import { hashOf, sessionHref } from "../address.ts";
 import { PAGE_ROWS, findEvents } from "../api.ts";
-import { byId, fill, part, setText } from "../dom.ts";
+import { byId, createList, fill, setText } from "../dom.ts";
 import {
   CALL_KINDS,
   NO_FILTER,
@@ -19,7 +19,7 @@ import { type Rows, type SessionEntry, labelOf, statusOf } from "../rows.ts";
 import { lineOf } from "./feed.ts";
 import { type Line, createLines } from "./line.ts";
 import { statusWord } from "./session-head.ts";
-import { type UsageQuery, nameOf } from "./usage.ts";
+import { type Kind, nameOf } from "./usage.ts";
 
 /** How long a person pauses before a question is asked. */
 const DEBOUNCE_MS = 120;
@@ -57,12 +57,8 @@ export function excerptOf(fields: Readonly<Record<string, unknown>>, word: strin
 
 // ─── What is found ───────────────────────────────────────────────────────────
 
-interface Hit {
-  /** The heading that it stands under: at most two. */
-  group: string;
-  sessionId: string;
-  lineAt: (rows: Rows, now: number) => Line;
-}
+/** A line, the session that it is of, and the heading that it stands under. */
+type Hit = ReturnType<typeof eventHit>;
 
 /** Page by page, also such as have no hit. */
 type Search = AsyncGenerator<{ hits: readonly Hit[]; note: string }, void>;
@@ -72,7 +68,7 @@ function workedOf({ fields: { duration_ms, waited_ms } }: TelemetryEvent): numbe
   return typeof duration_ms === "number" ? duration_ms - (Number(waited_ms) || 0) : null;
 }
 
-function eventHit(group: string, event: TelemetryEvent, text: string): Hit {
+function eventHit(group: string, event: TelemetryEvent, text: string) {
   const { id, type, session_id: sessionId, fields } = event;
   // What is no call has no bar: the session's events are filtered to where it is.
   const place = CALL_KINDS[type] ? { spanId: id } : { filter: { ...NO_FILTER, text } };
@@ -84,7 +80,10 @@ function eventHit(group: string, event: TelemetryEvent, text: string): Hit {
     reason: null, // it is in the text
     length: worked === null ? "" : formatDuration(worked),
   };
-  const lineAt = (rows: Rows, now: number) => ({ ...lineOf(rows, [event], null, now), ...told });
+  const lineAt = (rows: Rows, now: number): Line => ({
+    ...lineOf(rows, [event], null, now),
+    ...told,
+  });
   return { group, sessionId, lineAt };
 }
 
@@ -138,30 +137,28 @@ async function* findText(text: string, isOfFile: boolean): Search {
 }
 
 /** The slowest and the failed of the latest calls of a tool, an agent or a model. */
-async function* findCalls(name: string, query: UsageQuery): Search {
+async function* findCalls(name: string, kind: Kind, hours: number): Search {
   const types = { tools: "tool_use", agents: "agent_complete", models: "model_response" };
-  const wanted = { type: types[query.kind], [query.kind === "tools" ? "tool" : "q"]: name };
+  const wanted = { type: types[kind], [kind === "tools" ? "tool" : "q"]: name };
   const now = Date.now();
-  let since = now - query.hours * HOUR_MS;
-  let isAll = true;
+  const start = now - hours * HOUR_MS;
+  const from = new Date(start).toISOString();
   const calls: TelemetryEvent[] = [];
-  const from = new Date(since).toISOString();
   for await (const { list: events } of pagesOf({ ...wanted, from })) {
     calls.push(...events.filter(({ fields }) => nameOf(fields) === name));
-    isAll = events.length === 0;
     if (calls.length >= LOOKED_AT_CALLS) break;
   }
-  if (!isAll) since = calls.at(-1)?.at ?? since;
+  const isAll = calls.length < LOOKED_AT_CALLS;
+  const since = isAll ? start : (calls.at(-1)?.at ?? start);
   const timed = calls.filter((call) => workedOf(call) !== null);
   const slow = timed.sort((a, b) => (workedOf(b) ?? 0) - (workedOf(a) ?? 0));
   const failed = calls.filter(looksFailed);
   const hitsOf = (group: string, list: TelemetryEvent[]) =>
     list.slice(0, LISTED_CALLS).map((call) => eventHit(group, call, ""));
   const all = `${isAll ? "all" : "the latest"} ${formatCount(calls.length)}`;
-  const time = formatMoment(since, now);
   yield {
     hits: [...hitsOf("Slowest", slow), ...hitsOf("Failed", failed)],
-    note: `Of ${all} since ${time}; ${formatCount(failed.length)} of them failed.`,
+    note: `Of ${all} since ${formatMoment(since, now)}; ${formatCount(failed.length)} of them failed.`,
   };
 }
 
@@ -172,9 +169,17 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
   const dialog = byId("search", HTMLDialogElement);
   const input = byId("search-text", HTMLInputElement);
   const more = byId("search-more", HTMLButtonElement);
-  const sections = [...dialog.querySelectorAll("section")].map((section) => {
-    return { section, showLines: createLines(part(section, "ol", HTMLElement), () => {}) };
-  });
+  const showGroups = createList<{ key: string; hits: readonly Hit[] }>(
+    "search-groups",
+    "search-group",
+    (root, find) => {
+      const showLines = createLines(find("ol"), () => {});
+      return ({ key: heading, hits }) => {
+        fill(root, { h3: heading });
+        showLines(hits.map(({ lineAt }) => lineAt(rows(), Date.now())));
+      };
+    },
+  );
   /** Of the sessions that are here: more are, once events of others were found. */
   let findSessions = (): readonly Hit[] => [];
   let found: readonly Hit[] = [];
@@ -188,12 +193,8 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     if (!dialog.open) return;
     const hits = [...findSessions(), ...found.slice(0, limit)];
     const groups = [...Map.groupBy(hits, ({ group }) => group)];
-    for (const [index, { section, showLines }] of sections.entries()) {
-      const [heading, hits] = groups[index] ?? [null, []];
-      fill(section, { h3: heading });
-      showLines(hits.map(({ lineAt }) => lineAt(rows(), Date.now())));
-      for (const { sessionId } of hits) if (!rows().sessions.has(sessionId)) seekSession(sessionId);
-    }
+    showGroups(groups.map(([key, hits]) => ({ key, hits })));
+    for (const { sessionId } of hits) if (!rows().sessions.has(sessionId)) seekSession(sessionId);
   }
 
   /** Goes on until it has one hit more than it shows: then "Show more" has something to show. */
@@ -281,9 +282,9 @@ export function createSearch(rows: () => Rows, seekSession: (id: string) => void
     open: openSearch,
     /** Again, with the sessions that are here now. */
     show,
-    showCalls(name: string, query: UsageQuery): void {
+    showCalls(name: string, kind: Kind, hours: number): void {
       open(name);
-      begin(findCalls(name, query));
+      begin(findCalls(name, kind, hours));
     },
   };
 }

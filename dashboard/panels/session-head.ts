@@ -2,12 +2,13 @@
 
 import { hashOf, sessionHref } from "../address.ts";
 import type { Cause, Need } from "../attention.ts";
-import { deleteSession, getSessionText } from "../api.ts";
+import { get, sessionPath } from "../api.ts";
 import { byId, createList, fill, set } from "../dom.ts";
 import { type TelemetryEvent, asText, errorText, isRecord, shownWhole } from "../events.ts";
 import {
   UNKNOWN,
   formatAge,
+  formatAgo,
   formatCompact,
   formatCost,
   formatCount,
@@ -37,15 +38,7 @@ const CONFIRM_MS = 1_500;
 const DELETE_QUESTION =
   "Delete this session and all below it from the server: events, figures, costs? There is no way back.";
 
-/** Null: not known. */
-interface Fact {
-  key: string;
-  value: string | null;
-  title?: string | null;
-  href?: string | null;
-  /** Of a bar under it, from 0 to 1. */
-  share?: number;
-}
+type Fact = ReturnType<typeof factsOf>[number];
 
 export function createSessionHead() {
   const section = byId("session-head", HTMLElement);
@@ -53,7 +46,8 @@ export function createSessionHead() {
   let openId = "";
   copyButton.hidden = !isSecureContext; // only localhost and https have a clipboard
   copyButton.addEventListener("click", async () => {
-    const text = await getSessionText(openId).catch(() => null);
+    const asked = get(sessionPath(openId)).then((response) => response.text());
+    const text = await asked.catch(() => null);
     if (text === null) return; // the stream says what is wrong
     const problem = await navigator.clipboard.writeText(text).catch(String);
     copyButton.textContent = problem ? "Not copied: press it again" : "Copied";
@@ -62,7 +56,7 @@ export function createSessionHead() {
   byId("session-delete", HTMLButtonElement).addEventListener("click", async () => {
     const id = openId;
     if (!confirm(DELETE_QUESTION)) return;
-    const problem = await deleteSession(id).catch(String);
+    const problem = await get(sessionPath(id), {}, "DELETE").then(() => null, String);
     if (problem) alert(`It wasn't deleted: ${problem}`);
     else if (openId === id) location.hash = "#/"; // the stream takes it out of the page
   });
@@ -103,7 +97,7 @@ export function createSessionHead() {
         ),
         "#session-error": reason && shownWhole(reason),
         "#session-actions": { hidden: null },
-        "#session-trace": { href: `/api/sessions/${encodeURIComponent(id)}/trace.json` },
+        "#session-trace": { href: `${sessionPath(id)}/trace.json` },
       });
     },
     showMissing(id: string): void {
@@ -118,7 +112,7 @@ export function createSessionHead() {
   };
 }
 
-function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
+function factsOf(rows: Rows, session: SessionEntry, now: number) {
   const { row, startedAt } = session;
   const { model, directory } = row.info;
   const parent = rows.sessions.get(row.parent_session_id ?? "") ?? null;
@@ -129,7 +123,7 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
   const isItself = row.is_excused && errors.total === 0;
   const withOwn = (format: (value: number | null) => string, { own, total }: typeof row.cost) =>
     joined([format(total), own === total || own === null ? null : `own ${format(own)}`]);
-  const facts: (Fact | null)[] = [
+  const facts = [
     { key: "Worked", value: workedOf(session, now), title: `Since ${since}` },
     { key: "Cost", value: withOwn(formatCost, row.cost) },
     { key: "Tokens", value: withOwn(formatCompact, row.tokens) },
@@ -137,7 +131,7 @@ function factsOf(rows: Rows, session: SessionEntry, now: number): Fact[] {
       key: "Context",
       value: `${Math.round(context.share * 100)} % of ${formatCompact(context.limit)}`,
       title: `${formatCompact(context.used)} tokens`,
-      share: context.share,
+      share: context.share, // of a bar under it
     },
     {
       key: "Errors",
@@ -181,9 +175,10 @@ function statusSentence(rows: Rows, session: SessionEntry, now: number): string 
   const { waiting_since, working_since, last_event_at, status, is_lost } = session.row;
   const doing = doingOf(rows, session, now);
   const does = doing === null ? null : joined([doing.text, doing.time], ", ");
-  const age = formatAge(now - Date.parse(waiting_since ?? working_since ?? last_event_at));
+  const sinceMs = now - Date.parse(waiting_since ?? working_since ?? last_event_at);
+  const age = formatAge(sinceMs);
   if (waiting_since !== null) return `Waits for you, ${age}. ${does ?? ""}`;
   if (status === "stale") return is_lost ? (does ?? "Lost contact") : `Stale, silent for ${age}`;
-  const since = working_since !== null ? `for ${age}` : age === "now" ? "just now" : `${age} ago`;
+  const since = working_since !== null ? `for ${age}` : formatAgo(sinceMs);
   return joined([`${statusWord(statusOf(session))} ${since}`, does ?? reasonOf(session)]);
 }

@@ -19,9 +19,8 @@ export function createSessions(changed: () => void) {
   text.addEventListener("input", changed);
 
   const showLines = createList<Item>("session-list", "session-row", (root, find) => {
-    const [errors, ended] = [find(".session-errors"), find("button")];
     let key = "";
-    ended.addEventListener("click", () => {
+    find("button").addEventListener("click", () => {
       if (!open.delete(key)) open.add(key);
       changed();
     });
@@ -30,7 +29,6 @@ export function createSessions(changed: () => void) {
       const { id, info } = session.row;
       const status = need?.cause ?? statusOf(session);
       const errorCount = countOf(rows, id, "error_count");
-      const failures = formatNoun(errorCount, "error");
       const isOwn = need?.session === session; // else an agent's, which says why
       const doing = isOwn ? { text: need.text, time: null } : doingOf(rows, session, now);
       const all = figuresOf(rows, session);
@@ -39,8 +37,6 @@ export function createSessions(changed: () => void) {
       key = item.key;
       const shown = isOwn ? status : statusOf(session);
       set(root, { "data-depth": depth, "--depth": Math.min(depth, 3), "data-status": shown });
-      errors.hidden = errorCount === 0;
-      ended.hidden = endedCount === 0;
       fill(root, {
         a: {
           href: sessionHref(id),
@@ -51,7 +47,10 @@ export function createSessions(changed: () => void) {
         ".dot": { "data-status": status, "aria-label": statusWord(status) },
         ".session-label": labelOf(session),
         ".badge": depth === 0 ? "" : (asText(info.agent) ?? ""),
-        ".session-errors": { title: failures },
+        ".session-errors": {
+          title: formatNoun(errorCount, "error"),
+          hidden: errorCount === 0 || null,
+        },
         ".session-errors span": formatCount(errorCount),
         ".session-age": formatAge(Math.max(0, now - since)),
         ".session-doing": doing?.text ?? (hasFigures ? all : reasonOf(session)),
@@ -59,6 +58,7 @@ export function createSessions(changed: () => void) {
         button: {
           "aria-label": `${formatNoun(endedCount, "agent")} that ended`,
           "aria-expanded": isOpen,
+          hidden: endedCount === 0 || null,
         },
         "button span": `${formatCount(endedCount)} ${isOpen ? "▾" : "▸"}`,
       });

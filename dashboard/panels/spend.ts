@@ -1,14 +1,13 @@
 /** What models took: per day, and by model, agent, project or day against the time before. The numbers are the agent's own. */
 
-import { get } from "../api.ts";
+import { type Query, getStats } from "../api.ts";
 import { byId, choose, create, fill, set, setText } from "../dom.ts";
 import { asText } from "../events.ts";
-import { formatChange, formatCompact, formatCost, formatDay, wordOf } from "../format.ts";
+import { DAY_MS, formatChange, formatCompact, formatCost, formatDay, wordOf } from "../format.ts";
 import { type Column, createTable } from "../table.ts";
 import { TOKEN_KINDS } from "../turns.ts";
 
 const CHART_DAYS = 30;
-const DAY_MS = 86_400_000;
 
 /** As the server sums it up; of a day (UTC), a model, an agent or a directory. */
 export interface Spend extends Partial<Record<By, string | null>> {
@@ -32,14 +31,12 @@ export const SPEND_COLUMNS: readonly Column<Spend>[] = [
   })),
 ];
 
-export async function getSpend(by: By, query: Record<string, string | number>): Promise<Spend[]> {
-  const response = await get("/api/analytics/spend", { by, ...query });
-  return (await response.json()).spend;
-}
+export const getSpend = (by: By, query: Query) => getStats<Spend>("spend", { by, ...query });
 
 /** Of a day of UTC: it has the same name in any zone. */
 const dayName = (day: string | null | undefined) => formatDay(Date.parse(`${day}T12:00`));
-const costOf = (rows: readonly Spend[]) => rows.reduce((sum, { cost }) => sum + (cost ?? 0), 0);
+export const costOf = (rows: readonly Spend[]) =>
+  rows.reduce((sum, { cost }) => sum + (cost ?? 0), 0);
 
 /** @param changed another period or another grouping is wanted */
 export function createSpend(changed: () => void) {

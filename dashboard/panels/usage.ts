@@ -1,7 +1,7 @@
 /** What was used how often and for how long, against the time before. */
 
 import type { UsageStats } from "../../server.ts";
-import { get } from "../api.ts";
+import { getStats } from "../api.ts";
 import { choose } from "../dom.ts";
 import { asText } from "../events.ts";
 import { formatCost, formatCount, formatDuration, joined } from "../format.ts";
@@ -21,12 +21,7 @@ export function nameOf(row: Readonly<Record<string, unknown>>): string {
 
 const KINDS = { tools: "Tools", agents: "Agents", models: "Models" } as const;
 const HOURS = { 1: "1 h", 24: "24 h", 168: "7 d" } as const;
-type Kind = keyof typeof KINDS;
-
-export interface UsageQuery {
-  kind: Kind;
-  hours: number;
-}
+export type Kind = keyof typeof KINDS;
 
 const CALLS: Column<UsageRow>[] = [
   { head: "Worked", value: (row) => workedOf(row) || null, format: formatDuration, isBar: true },
@@ -50,26 +45,25 @@ function workedOf({ avg_duration_ms, total_duration_ms, waited_ms }: UsageRow): 
   return avg_duration_ms === null ? null : total_duration_ms - waited_ms;
 }
 
-async function getUsage({ kind, hours }: UsageQuery, before_hours: number): Promise<UsageRow[]> {
-  const response = await get(`/api/analytics/${kind}`, { hours, before_hours });
-  return (await response.json())[kind];
-}
-
 /** @param changed something else is to be loaded @param opened the calls of a row are wanted */
 export function createUsage(
   changed: () => void,
-  opened: (name: string, query: UsageQuery) => void,
+  opened: (name: string, kind: Kind, hours: number) => void,
 ) {
   const kinds = choose("usage-kind", KINDS, "tools", changed);
   const periods = choose("usage-hours", HOURS, "1", changed);
   const query = () => ({ kind: kinds.value, hours: Number(periods.value) });
-  const showTable = createTable<UsageRow>("usage", (name) => opened(name, query()));
+  const showTable = createTable<UsageRow>("usage", (name) =>
+    opened(name, kinds.value, Number(periods.value)),
+  );
 
   /** @returns what it shows; null: another choice was made meanwhile */
-  return async (): Promise<{ kind: Kind; rows: UsageRow[] } | null> => {
-    const asked = query();
-    const { kind, hours } = asked;
-    const [rows, before] = await Promise.all([getUsage(asked, 0), getUsage(asked, hours)]);
+  return async () => {
+    const { kind, hours } = query();
+    const [rows, before] = await Promise.all([
+      getStats<UsageRow>(kind, { hours }),
+      getStats<UsageRow>(kind, { hours, before_hours: hours }),
+    ]);
     if (kind !== query().kind || hours !== query().hours) return null;
     const none = "Nothing in this period.";
     showTable({ name: KINDS[kind], columns: columnsOf(kind), rows, before, nameOf, none });

@@ -18,11 +18,11 @@ export interface TimelineActions extends ReturnType<typeof createWindow> {
   scrollBy: (px: number) => void;
 }
 
-export interface Point {
-  x: number;
-  y: number;
-  isTouch: boolean;
-}
+export type Point = ReturnType<typeof pointOf>;
+
+const pointOf = ({ offsetX: x, offsetY: y, pointerType }: PointerEvent) => {
+  return { x, y, isTouch: pointerType !== "mouse" };
+};
 
 export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActions): void {
   /** Fingers, or a pressed mouse, where they are. */
@@ -32,9 +32,6 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
   let isDragging = false;
   let isPanning = false;
 
-  const pointOf = ({ offsetX: x, offsetY: y, pointerType }: PointerEvent): Point => {
-    return { x, y, isTouch: pointerType !== "mouse" };
-  };
   const timeAt = (x: number) => {
     const { end, length } = actions.now();
     return end - length * (1 - x / canvas.clientWidth);
@@ -103,13 +100,13 @@ export function listenToPointer(canvas: HTMLCanvasElement, actions: TimelineActi
   );
 }
 
+/** Also to the buttons with a `data-key`: they do what that key does. */
 export function listenToKeys(scroller: HTMLElement, actions: TimelineActions): void {
   const zoomIn = () => actions.zoom(1 / ZOOM_STEP);
-  const zoomOut = () => actions.zoom(ZOOM_STEP);
   const keys: Record<string, () => void> = {
     "+": zoomIn,
     "=": zoomIn, // the same key without shift
-    "-": zoomOut,
+    "-": () => actions.zoom(ZOOM_STEP),
     a: () => actions.pan(-1 / 4),
     d: () => actions.pan(1 / 4),
     f: actions.toggleFollow,
@@ -125,6 +122,6 @@ export function listenToKeys(scroller: HTMLElement, actions: TimelineActions): v
     act();
     event.preventDefault();
   });
-  document.querySelector("#zoom-in")?.addEventListener("click", zoomIn);
-  document.querySelector("#zoom-out")?.addEventListener("click", zoomOut);
+  for (const button of document.querySelectorAll<HTMLElement>("[data-key]"))
+    button.addEventListener("click", () => keys[button.dataset.key ?? ""]?.());
 }

@@ -4,7 +4,6 @@ import { asText, oneLine } from "../events.ts";
 import { HOUR_MS, MINUTE_MS, SECOND_MS } from "../format.ts";
 import {
   type Rows,
-  type SessionEntry,
   type SpanEntry,
   type SpanGroup,
   type Stretch,
@@ -87,17 +86,7 @@ export function ticksOf({ end, length, width }: View, offset: number) {
 // ─── Lanes ───────────────────────────────────────────────────────────────────
 
 /** A row of the timeline: a session, or a subagent of it, with what is drawn there. */
-interface LaneHead {
-  key: string;
-  session: SessionEntry;
-  kind: "session" | "agent";
-  depth: number;
-  label: string;
-  /** The type of its agent, where the label doesn't say it. */
-  badge: string | null;
-  /** Its agents are those that work here: several where they follow each other. */
-  spans: Readonly<SpanGroup>;
-}
+type LaneHead = ReturnType<typeof sessionLane>;
 
 export type Lane = ReturnType<typeof placeLane>;
 
@@ -138,14 +127,15 @@ export function lanesOf(rows: Rows, view: View): Lane[] {
 
 /** @param top in pixels below that of the first lane, as `rowsTop`, where the rows of its calls begin */
 function placeLane(head: LaneHead, top: number, view: View) {
+  const kind = head.depth > 0 || head.spans.agent.length > 0 ? "agent" : "session";
   const { calls, rowCount } = packCalls(head.spans.tool, view);
   const wider = view.width < WIDE_PX ? 0 : WIDE_ROW_PX;
-  const rowHeight = ROW_PX[rowCount > 1 ? "shared" : head.kind] + wider;
+  const rowHeight = ROW_PX[rowCount > 1 ? "shared" : kind] + wider;
   const rowsHeight = rowCount * (rowHeight + SLOT_GAP_PX) - SLOT_GAP_PX;
   const label = view.isNarrow ? LABEL_PX : 0;
   const height = rowsHeight + 2 * LANE_PAD_PX + label;
   const rowsTop = top + LANE_PAD_PX + label;
-  return { ...head, calls, top, height, rowsTop, rowsHeight, rowHeight };
+  return { ...head, kind, calls, top, height, rowsTop, rowsHeight, rowHeight };
 }
 
 /** The calls in the window; each has the first row that is free when it begins. */
@@ -165,15 +155,15 @@ function packCalls(tools: readonly SpanEntry[], view: View) {
   return { calls, rowCount: Math.max(1, takenTo.length) };
 }
 
-function sessionLane(rows: Rows, { entry, depth }: TreeNode, agent: SpanEntry[]): LaneHead {
+function sessionLane(rows: Rows, { entry, depth }: TreeNode, agent: SpanEntry[]) {
   const { id } = entry.row;
   const spans = spansOf(rows, id);
   return {
     key: id,
     session: entry,
-    kind: depth === 0 && agent.length === 0 ? "session" : "agent",
     depth,
     ...namesOf(agent, labelOf(entry), depth === 0 ? null : asText(entry.row.info.agent)),
+    /** Its agents are those that work here: several where they follow each other. */
     spans: { ...spans, tool: toolsOf(rows, id), agent, model: answered(spans) },
   };
 }
@@ -185,7 +175,7 @@ function sessionLane(rows: Rows, { entry, depth }: TreeNode, agent: SpanEntry[])
 function namesOf(agents: readonly SpanEntry[], other?: string, type: string | null = null) {
   const { name = type, text = null } = agents.at(-1)?.row ?? {};
   const label = (text === null ? other : oneLine(text)) ?? name ?? "";
-  return { label, badge: name === label ? null : name };
+  return { label, badge: name === label ? null : name }; // where it says more
 }
 
 /**
@@ -216,7 +206,6 @@ function agentLanes({ entry, depth }: TreeNode, agents: SpanEntry[], now: number
     .map((agent, slot): LaneHead => ({
       key: `${entry.row.id}\n${agent[0]?.row.name}\n${slot}`,
       session: entry,
-      kind: "agent",
       depth: depth + 1,
       ...namesOf(agent),
       spans: { ...emptyGroup(), agent },

@@ -5,7 +5,7 @@
  */
 
 import type { Need } from "../attention.ts";
-import { byId, contextOf, createColors, fitCanvas, setAttribute } from "../dom.ts";
+import { byId, contextOf, createColors, fitCanvas, set } from "../dom.ts";
 import { MINUTE_MS, SECOND_MS, formatMoment } from "../format.ts";
 import { type Rows, type SpanEntry, isLive, shownEnd } from "../rows.ts";
 import { AXIS_PX, drawTimeline } from "./draw.ts";
@@ -20,12 +20,10 @@ const SHRINK_SHARE = 0.7;
 const MOVE_MS = 100;
 const READOUT_GAP_PX = 12;
 
-export interface TimelineOptions {
+interface TimelineOptions {
   rows: () => Rows;
   /** Who needs the person, by the session's id. */
   needs: () => ReadonlyMap<string, Need>;
-  /** Milliseconds since 1970. */
-  now: () => number;
   openSession: (id: string, spanId: number) => void;
   /** The person has chosen a bar; null: none. It is told back by `wantSpan`. */
   spanSelected: (id: number | null) => void;
@@ -36,21 +34,20 @@ export interface TimelineOptions {
 }
 
 export function createTimeline(options: TimelineOptions) {
-  const { rows, needs, now, openSession, spanSelected, wantsOlder, requestDraw } = options;
+  const { rows, needs, openSession, spanSelected, wantsOlder, requestDraw } = options;
   const panel = byId("timeline", HTMLElement);
   const scroller = byId("timeline-scroll", HTMLDivElement);
   const body = byId("timeline-body", HTMLDivElement);
   const readout = byId("readout", HTMLDivElement);
   const canvasBox = byId("timeline-canvas-box", HTMLDivElement);
-  const canvas = byId("timeline-canvas", HTMLCanvasElement);
-  const axis = byId("timeline-axis", HTMLCanvasElement);
   const emptyNote = byId("timeline-empty", HTMLParagraphElement);
   const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
-  const context = contextOf(canvas);
-  const axisContext = contextOf(axis);
+  const context = contextOf("timeline-canvas");
+  const axisContext = contextOf("timeline-axis");
+  const { canvas } = context;
   const color = createColors(requestDraw);
   const words = createWords();
-  const window = createWindow(rows, now, requestDraw);
+  const window = createWindow(rows, Date.now, requestDraw);
   const writeButtons = listenToButtons(window);
 
   let lanes: Lane[] = [];
@@ -80,7 +77,7 @@ export function createTimeline(options: TimelineOptions) {
 
   function tell(span: SpanEntry | null): void {
     isTold = span !== null;
-    words.say(rows(), span, now());
+    words.say(rows(), span, Date.now());
     requestDraw();
   }
 
@@ -90,8 +87,8 @@ export function createTimeline(options: TimelineOptions) {
     isTouch = false;
     tell(span);
     const { end, length } = window.now();
-    const from = span.start;
-    const to = Math.min(shownEnd(span, now()), now() + length / 2); // no window reaches further
+    const [from, now] = [span.start, Date.now()];
+    const to = Math.min(shownEnd(span, now), now + length / 2); // no window reaches further
     const isSeen = from >= end - length ? to <= end : to >= end;
     soughtId = isSeen ? null : span.row.id; // its lane may be there only in the next window
     if (!isSeen) return window.show((from + to - length) / 2, (from + to + length) / 2);
@@ -146,7 +143,7 @@ export function createTimeline(options: TimelineOptions) {
 
   function draw(): void {
     if (screen.width === 0 || screen.height === 0) return;
-    const at = now();
+    const at = Date.now();
     const hovered = pointer && actions.barAt(pointer);
     const hoveredId = hovered?.span.row.id ?? cursorId;
     canvas.classList.toggle("on-bar", hovered !== null);
@@ -229,13 +226,10 @@ function listenToButtons(window: ReturnType<typeof createWindow>): () => boolean
     Math.abs(lengthOf(button) - window.now().length) < SECOND_MS;
   for (const button of ranges)
     button.addEventListener("click", () => window.setLength(lengthOf(button)));
-  for (const button of [fit, byId("timeline-latest", HTMLButtonElement)])
-    button.addEventListener("click", window.fit);
-  follow.addEventListener("click", window.toggleFollow);
   return () => {
-    for (const button of ranges) setAttribute(button, "aria-pressed", isShown(button));
-    setAttribute(follow, "aria-pressed", window.follows());
-    setAttribute(fit, "aria-pressed", window.fits());
+    for (const button of ranges) set(button, { "aria-pressed": isShown(button) });
+    set(follow, { "aria-pressed": window.follows() });
+    set(fit, { "aria-pressed": window.fits() });
     return ranges.some(isShown);
   };
 }

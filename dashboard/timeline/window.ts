@@ -26,16 +26,13 @@ const FITTED_MS = [
 const REFIT_MS = SECOND_MS;
 
 /** The time that is shown, in milliseconds. */
-export interface Window {
-  end: number;
-  length: number;
-}
+export type Window = ReturnType<typeof windowOf>;
 
 export const clamp = (value: number, min: number, max: number): number =>
   Math.min(max, Math.max(min, value));
 
 /** From and to, where they can be shown: not too short, not too long, at most half of it in the future. */
-export function windowOf(from: number, to: number, now: number): Window {
+export function windowOf(from: number, to: number, now: number) {
   const length = clamp(to - from, MIN_LENGTH_MS, MAX_LENGTH_MS);
   return { length, end: Math.min((from + to) / 2 + length / 2, now + length / 2) };
 }

@@ -24,7 +24,10 @@ const TEXT_INTERVAL_MS = 500;
 /** One bar in words: what, how it went and how long; when and where; why it failed; what it was about. */
 export function describe(rows: Rows, span: SpanEntry, now: number): string[] {
   const { row, start, end } = span;
-  const running = row.kind === "wait" ? "not answered yet" : "running";
+  const { kind, name } = row;
+  const isLabelled = kind === "mark" && isEventType(name);
+  const what = isLabelled ? EVENT_LABELS[name] : `${KIND_WORDS[kind] ?? ""}${name}`;
+  const running = kind === "wait" ? "not answered yet" : "running";
   const session = rows.sessions.get(row.session_id);
   const to = end === null ? "now" : formatMoment(end, now);
   const how = end === null ? running : outcomeWord(row.outcome, row.attributes?.exit_code);
@@ -33,24 +36,19 @@ export function describe(rows: Rows, span: SpanEntry, now: number): string[] {
     ? ["length not known", to]
     : [formatDuration(shownEnd(span, now) - start), `${formatMoment(start, now)} to ${to}`];
   return [
-    joined([whatOf(span), how, length]),
+    joined([what, how, length]),
     joined([waited, when, session ? labelOf(session) : null]),
     row.error ?? "",
     argsSummary(row.text) ?? "",
   ];
 }
 
-const KIND_WORDS = {
+/** Before its name; a tool's says enough. */
+const KIND_WORDS: Record<string, string> = {
   agent: "Agent ",
   model: "Model ",
   wait: "Waits for you: ",
-  tool: "",
-  mark: "",
 };
-
-function whatOf({ row: { kind, name } }: SpanEntry): string {
-  return kind === "mark" && isEventType(name) ? EVENT_LABELS[name] : KIND_WORDS[kind] + name;
-}
 
 export function createWords() {
   const textList = byId("timeline-text", HTMLUListElement);
