@@ -25,6 +25,7 @@ import { Database, SQLiteError } from "bun:sqlite";
 import { appendFileSync, chmodSync, mkdirSync, readdirSync, realpathSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { dashboardFile, dashboardPage } from "./dashboard/bundle.ts";
+import { textIn, wordsIn } from "./dashboard/find.ts";
 import { createLogin, loginPage } from "./dashboard/login.ts";
 import { createMetrics, METRICS_TYPE } from "./follow/metrics.ts";
 import { FOLLOWER_VARIABLES, startFollowers } from "./follow/start.ts";
@@ -1206,19 +1207,6 @@ function createWriter(db: Database, sql: Sql, senders: Senders, log: Pick<Log, "
 // -- Search: an index of the log's words, in its pauses
 
 const INDEX_INTERVAL_MS = 100; // of which it takes a third at most, and 2 ms where somebody waits, or events came meanwhile
-// In scripts without capitals, many of which have no spaces, each letter is a word; and so is each pictograph.
-const WORD = /[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu;
-
-function textIn(value: unknown): string {
-  if (typeof value !== "object" || value === null) return typeof value === "string" ? value : "";
-  let text = ""; // a loop: half a million numbers are looked at in 7 ms
-  for (const part of Array.isArray(value) ? value : Object.values(value))
-    text += ` ${textIn(part)}`;
-  return text;
-}
-/** Without accents, signs and capitals, so that none of them is syntax to SQLite. */
-const wordsIn = (value: unknown): string[] =>
-  textIn(value).normalize("NFKD").toLowerCase().replace(/\p{M}/gu, "").match(WORD) ?? [];
 
 function createSearch(db: Database, sql: Sql) {
   const selectNext = sql<LogRow>(`
@@ -1229,7 +1217,7 @@ function createSearch(db: Database, sql: Sql) {
   const advance = sql("UPDATE watermark SET indexed_to = $id");
   const indexUntil = db.transaction((until: number) => {
     for (const { id, data } of selectNext.iterate({})) {
-      insert.run({ id, words: [...new Set(wordsIn(JSON.parse(data)))].join(" ") });
+      insert.run({ id, words: [...new Set(wordsIn(textIn(JSON.parse(data))))].join(" ") });
       advance.run({ id });
       if (performance.now() > until) return;
     }
@@ -1478,7 +1466,7 @@ function createReader(sql: Sql, senders: Senders) {
   function listEvents(filter: EventFilter, order: Order, limit: number) {
     const { sessionId, type, q, tool, from, to } = filter;
     const terms = (q ?? "").split(/\s+/).flatMap((term) => wordsIn(term).join(" ") || []);
-    const match = wordsIn(q ?? tool).join(" ");
+    const match = wordsIn(q ?? tool ?? "").join(" ");
     const [bound, direction] = order === "newest first" ? ["before", "DESC"] : ["after", "ASC"];
     const isIndexed = sessionId === null && type !== null && !BULK_TYPES.includes(type);
     // So worded that SQLite sees that its partial index serves. Other types are picked below, and not
@@ -1498,7 +1486,7 @@ function createReader(sql: Sql, senders: Senders) {
       if (!isOfType || !isOfTool || row.timestamp < from || row.timestamp >= to) return null;
       const event = selectEvent.get(row); // null: deleted meanwhile
       if (event === null || terms.length === 0) return event;
-      const text = ` ${wordsIn(JSON.parse(event.data)).join(" ")} `;
+      const text = ` ${wordsIn(textIn(JSON.parse(event.data))).join(" ")} `;
       return terms.every((term) => text.includes(` ${term} `)) ? event : null;
     });
   }

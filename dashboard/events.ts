@@ -1,6 +1,7 @@
 /** Events in the words of the page: what they are called, what they say on one line, which of them a filter lets through. */
 
 import type { EventType } from "../server.ts";
+import { fold, hasWords, wordsIn } from "./find.ts";
 import { formatCount, joined, relativePath } from "./format.ts";
 
 /** Characters of a value that is shown whole: more would stop the page. */
@@ -272,18 +273,6 @@ export function matchesFilter(
   if (sessionId !== null && event.session_id !== sessionId) return false;
   if (type === "failed" ? !hasFailed(event) : type !== null && event.type !== type) return false;
   return text === "" || hasWords(JSON.stringify(event.fields), wordsIn(text));
-}
-
-// As the server's index has them, so that what it finds is let through: without accents, signs and capitals.
-const fold = (text: string) => text.normalize("NFKD").toLowerCase().replace(/\p{M}/gu, "");
-
-export const wordsIn = (text: string): string[] =>
-  fold(text).match(/[\p{Lo}\p{So}]|[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{N}]{1,64}/gu) ?? [];
-
-/** All of them, also as parts of longer ones. */
-export function hasWords(text: string, words: readonly string[]): boolean {
-  const folded = fold(text);
-  return words.every((word) => folded.includes(word));
 }
 
 // ─── Unknown values ──────────────────────────────────────────────────────────

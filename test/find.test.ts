@@ -1,7 +1,8 @@
 /** What a person looks for: events of long ago, what it cost, the calls behind a figure. */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { hasWords, isAbout, readEvent, wordsIn } from "../dashboard/events.ts";
+import { isAbout, readEvent } from "../dashboard/events.ts";
+import { hasWords, wordsIn } from "../dashboard/find.ts";
 import { formatChange } from "../dashboard/format.ts";
 import { lineOf } from "../dashboard/panels/feed.ts";
 import { excerptOf } from "../dashboard/panels/search.ts";

@@ -8,12 +8,11 @@ import {
   NO_FILTER,
   type TelemetryEvent,
   asText,
-  hasWords,
   isAbout,
   looksFailed,
   parseRecord,
-  wordsIn,
 } from "../events.ts";
+import { hasWords, wordsIn } from "../find.ts";
 import { HOUR_MS, formatCount, formatDuration, formatMoment } from "../format.ts";
 import { type Rows, type SessionEntry, labelOf, statusOf } from "../rows.ts";
 import { lineOf } from "./feed.ts";
