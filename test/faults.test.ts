@@ -9,6 +9,7 @@ import {
   closeSync,
   constants,
   cpSync,
+  fsyncSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -157,6 +158,9 @@ describe("retention", () => {
   function copyExpired(): string {
     const dataDir = tempDir();
     cpSync(expired, dataDir, { recursive: true });
+    const file = openSync(databasePath(dataDir), "r+");
+    fsyncSync(file); // or the server's first one would wait for all that was copied
+    closeSync(file);
     return dataDir;
   }
 

@@ -346,6 +346,37 @@ describe("the index", () => {
     expect(store.size().events).toBe(500);
   });
 
+  test("gets small again with what retention deletes, as the file does", async () => {
+    using store = openTestStore();
+    for (let batch = 0; batch < 10; batch++) {
+      const events = Array.from({ length: 1_000 }, (_, index) =>
+        call("bash", `word${(index * 7_919) % 10_007} of${batch}`, {
+          session_id: `s${batch}`,
+          timestamp: START + batch * 3_600_000,
+        }),
+      );
+      store.append([events.map((event) => parseEvent(event, Date.now()))]);
+      store.index(1_000);
+    }
+    const sizes = () => {
+      using db = new Database(databasePath(store.dataDir));
+      const [[index = null] = [], [free = null] = [], [merge = null] = []] = [
+        "SELECT SUM(LENGTH(block)) FROM search_data",
+        "PRAGMA freelist_count",
+        "SELECT v FROM search_config WHERE k = 'automerge'",
+      ].flatMap((text) => db.query(text).values());
+      return { index: Number(index), free, merge };
+    };
+    const before = sizes();
+    const { bytes } = store.size();
+    await store.prune(START + 8.5 * 3_600_000);
+    const after = sizes();
+    expect(after.index).toBeLessThan(before.index / 3);
+    expect([after.free, after.merge]).toEqual([0, 4]);
+    expect(store.size().bytes).toBeLessThan(bytes / 3);
+    compareWithLog(store.dataDir);
+  });
+
   const KILLS = isSoak ? 20 : 4;
   test(`killed ${KILLS} times while it is fed and emptied → has exactly what the log has`, async () => {
     const dataDir = tempDir();
