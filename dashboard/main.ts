@@ -213,12 +213,13 @@ async function openSession(): Promise<void> {
   const isWanted = () => opened === page && rows === of;
   try {
     const asked = MILESTONES.map((type) => getEvents({ sessionId: id, type }));
-    const [isThere, ...pages] = await Promise.all([loadFamily(of, id), ...asked]);
+    const failed = getEvents({ type: "session_error" }); // also of those below it
+    const [isThere, errors, ...pages] = await Promise.all([loadFamily(of, id), failed, ...asked]);
     if (!isThere || !isWanted()) return;
     const told = pages.flat();
     for (const event of told) milestones.set(event.id, event);
     if (route.spanId !== null) calls.select(route.spanId); // only now its turn is known
-    takeMarks(of, told);
+    takeMarks(of, [...told, ...errors.filter(({ session_id }) => of.family.has(session_id))]);
     if (route.spanId === null) timeline.fit();
     await loadFamilySpans(of, isWanted);
     if (isWanted() && route.spanId === null) timeline.fit();
@@ -320,7 +321,8 @@ function showRoute(): void {
     timeline.wantSpan(null);
     timeline.fit();
     scrollTo(0, 0);
-  }
+  } else if (route.sessionId !== null && route.tab !== previous.tab)
+    scrollTo({ top: byId("tabs", HTMLElement).offsetTop });
   // On a narrow screen it is further down.
   if (route.filter.type === "failed" && previous.filter.type !== "failed")
     byId("feed-scroll", HTMLDivElement).scrollIntoView({ block: "nearest" });

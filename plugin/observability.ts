@@ -172,6 +172,8 @@ interface SessionState {
   /** Undefined: nothing is known of its turns. */
   turn?: "new" | "running" | "ended";
   reason: "completed" | "interrupted" | "error";
+  /** When its turn, or what came of it last, was heard to begin. */
+  begunAt?: number;
   /** The latest prompt's id, and its turn_start, which waits for OpenCode to take it up. */
   promptId?: string;
   prompt?: TelemetryEvent | undefined;
@@ -353,6 +355,7 @@ function createLedger(waitedMs: Map<string, number>) {
   function beginTurn(id: string, session_id: string, now: number): TelemetryEvent[] {
     const session = stateOf(session_id);
     const events: TelemetryEvent[] = [];
+    session.begunAt = now;
     if (session.turn !== "running") {
       if (session.turn !== "new")
         events.push(eventOf("session_start", id, session_id, now, session.told));
@@ -472,13 +475,21 @@ function createLedger(waitedMs: Map<string, number>) {
     });
   }
 
+  /** Of what is told from OpenCode's store: the end of a turn that wasn't heard. */
+  function settle({ type, session_id, timestamp }: TelemetryEvent): void {
+    const session = sessions.get(session_id);
+    const isEnd = type === "session_end" && timestamp > (session?.begunAt ?? Infinity);
+    if (session?.turn === "running" && isEnd)
+      Object.assign(session, { turn: "ended", step: undefined });
+  }
+
   /** A session that waits for the person is one that runs. */
   const isRunning = () => sessions.values().some(({ turn }) => turn === "running");
 
   return {
     ...{ stateOf, update, describe, change, beginTurn, endTurn, fail },
     ...{ request, respond, sign, ...calls },
-    ...{ tell, interrupt, isRunning, isTold },
+    ...{ tell, interrupt, settle, isRunning, isTold },
     /** An event that has been told elsewhere. */
     skip: (id: string) => void sent.add(id),
   };
@@ -875,7 +886,7 @@ function filesOf({ input, metadata = {} }: ToolCall, directory: unknown) {
  */
 function createTranslator1(waitedMs = new Map<string, number>()) {
   const ledger = createLedger(waitedMs);
-  const { stateOf, update, sign, tell, interrupt, isRunning } = ledger;
+  const { stateOf, update, sign, tell, interrupt, settle, isRunning } = ledger;
   const contextLimits = new Map<string, number>();
   /** By session: its latest prompt, without the patches in its summary. */
   const prompts = new Map<string, Omit<UserMessage, "summary">>();
@@ -1132,7 +1143,7 @@ function createTranslator1(waitedMs = new Map<string, number>()) {
 
   return {
     translate: (event: OpenCodeEvent, now: number) => tell(eventsOf(event, now), now),
-    ...{ interrupt, isRunning, learn, waitedMs },
+    ...{ interrupt, settle, isRunning, learn, waitedMs },
   };
 }
 
@@ -1508,7 +1519,7 @@ function createCalls2(ledger: ReturnType<typeof createLedger>) {
  */
 function createTranslator2(waitedMs = new Map<string, number>()) {
   const ledger = createLedger(waitedMs);
-  const { stateOf, update, sign, tell, interrupt, isRunning } = ledger;
+  const { stateOf, update, sign, tell, interrupt, settle, isRunning } = ledger;
   const { onCall, onShell, onAsked, onAnswered } = createCalls2(ledger);
   /** The events that came: several streams have the same ones. */
   const heard = new Set<string>();
@@ -1773,7 +1784,7 @@ function createTranslator2(waitedMs = new Map<string, number>()) {
   }
 
   return {
-    ...{ translate, strangers, interrupt, isRunning, waitedMs },
+    ...{ translate, strangers, interrupt, settle, isRunning, waitedMs },
     complete: (info: Session2, now: number) =>
       tell(describe(`${info.id}:session_update:${info.time.updated}`, info, false, now), now),
   };
@@ -2011,7 +2022,7 @@ const SECRETS: [RegExp, string][] = [
   [/\b(bearer\s{1,9})[\w.~+/=-]{8,}/gi, `$1${MASK}`],
   [/\b(authorization["'\\]{0,3}\s?[:=]\s?["'\\]{0,3}(?:\w{1,12} )?)[\w.~+/=-]{8,}/gi, `$1${MASK}`],
   [
-    /((?:cookie["'\\]{0,3}\s?[:=]|\s(?:-b|--cookie)[=\s])\s?["'\\]{0,3}[\w.-]{1,100}=)[^\n"'\\]{3,}/gi,
+    /((?:cookie["'\\]{0,3}\s?[:=]|\s(?:-b|--cookie)[=\s])\s?["'\\]{0,3}\w[\w.-]{0,99}=)[^\n"'\\]{3,}/gi,
     `$1${MASK}`,
   ],
   // Keys by their form: OpenAI, Anthropic, Stripe; GitHub, GitLab; Slack; AWS; Google; Hugging Face,
@@ -2034,14 +2045,19 @@ const SECRETS: [RegExp, string][] = [
   // In an option.
   [/(\s(?:-[fgikLsSv]{0,6}u|--user)[=\s]\s?["']?[^\s:"']{1,100}:)[^\s"']{1,300}/g, `$1${MASK}`],
   [
-    new RegExp(`(--?(?:${SECRET_NAME})\\s{1,9})(?![$*-])(?:"[^"]*"|'[^']*'|\\S{1,500})`, "gi"),
+    new RegExp(
+      `((?<![\\w-])--?[\\w-]{0,40}?(?:${SECRET_NAME})\\s{1,9})(?![$*-])` +
+        `(?:"[^"]*"|'[^']*'|\\S{1,500})`,
+      "gi",
+    ),
     `$1${MASK}`,
   ],
-  // `-p`, but not the ports of `docker run --name mysql -p 3306:3306`.
+  // `-p`, but not the ports of `docker run --name mysql -p 3306:3306`, and not `find mysql -print`.
   [
     new RegExp(
       "\\b((?:sshpass|(?:docker|podman) login|(?:mysql|mariadb|mongo)\\w{0,10})" +
-        "\\s(?:[^\\n|;&]{0,200}?\\s)?-p\\s?)(?![$-]|\\d{1,5}(?:[:\\s]|$))" +
+        "\\s(?:[^\\n|;&]{0,200}?\\s)?-p\\s?)(?![$-]|(?:rint|rune)\\b)" +
+        "(?!(?:\\d{1,3}(?:\\.\\d{1,3}){3}:)?\\d{1,5}(?:[:\\s]|$))" +
         "(?:\"[^\"\\n]{1,300}\"|'[^'\\n]{1,300}'|[^\\s\"']{3,300})",
       "g",
     ),
@@ -2060,7 +2076,10 @@ const SECRETS: [RegExp, string][] = [
   [/((?:_KEY|\bPASS)=["']?)(?![$/~.])(?=\S{0,60}\d)[^\s"',;&]{8,500}/g, `$1${MASK}`],
   [new RegExp(`(<(?:${SECRET_NAME})>)[^<\\s]{1,500}(?=</)`, "gi"), `$1${MASK}`],
   [/\b((?:password|identified\s(?:with\s\w{1,40}\s)?by)\s{1,9}["'])[^"'\n]{1,300}/gi, `$1${MASK}`],
-  [/\b(login\s{1,9}\S{1,100}\s{1,9}password\s{1,9})\S{1,300}/g, `$1${MASK}`],
+  [
+    /((?:\bmachine\s{1,9}\S{1,100}|\bdefault|\n)\s{0,9}login\s{1,9}\S{1,100}\s{1,9}password\s{1,9})\S{1,300}/g,
+    `$1${MASK}`,
+  ],
 ];
 
 /** Of a todo: OpenCode's words. Another is the model's own text. */
@@ -2514,6 +2533,7 @@ function createPast({ read, now, send, drained, isClosed }: PastOptions) {
     } finally {
       isTelling = false;
     }
+    if (!isClosed()) await tell(); // what was wanted meanwhile
   }
 
   return { want, tell, isWanted: () => wanted !== undefined || isTelling };
@@ -2590,6 +2610,7 @@ interface Options extends Connection, ContentChoice {
 /** What of a translator its reporter asks. */
 interface Translator {
   interrupt(now: number, directory?: string): TelemetryEvent[];
+  settle(event: TelemetryEvent): void;
   isRunning(): boolean;
 }
 
@@ -2660,7 +2681,11 @@ function createReporter<Of extends Translator>(translator: Of, options: Options)
       const past = createPast({
         ...{ read, now, drained: queue.drained, isClosed: () => isClosed },
         // Not with our name: whoever told of it first may live.
-        send: (events) => queue.send(events.map(shape)),
+        send(events) {
+          queue.send(events.map(shape));
+          events.forEach(translator.settle);
+          presence.update(translator.isRunning());
+        },
       });
       pasts.set(directory, past);
       void guarded(async () => {
@@ -2843,14 +2868,22 @@ function follow2(
       if (leaving.signal.aborted) break;
       if (event?.type?.endsWith(".delta") !== false) continue;
       order.add(event);
-      if (endedAt !== undefined) retell(context.location?.directory, endedAt);
+      tellGap();
       endedAt = undefined;
     }
   });
 
+  /** When a stream is opened, which may say nothing more, and again when it has begun. */
+  function tellGap(): void {
+    if (endedAt === undefined) return;
+    retell(context.location?.directory, endedAt);
+    endedAt = now();
+  }
+
   async function listen(): Promise<void> {
     if (leaving.signal.aborted) return;
     const openedAt = now();
+    tellGap();
     await hear();
     endedAt ??= now();
     if (now() - openedAt > MAX_LISTEN_PAUSE_MS) pauseMs = MIN_RETRY_MS;

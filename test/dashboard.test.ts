@@ -934,15 +934,24 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
       async () => (await page.text("#readout-head"))?.startsWith("bash · exit 1 · ") ?? false,
       "its bar",
     );
+    await waitFor(async () => (await page.count("#errors [open]")) === 2, "both, opened");
+    await page.click("#errors .line:first-child summary");
+    await told("tool_use", 10, { tool: "z", call_id: "z" });
+    await waitFor(async () => (await page.text("#tabs :first-child")) === "Calls 3", "a redraw");
+    expect(await page.count("#errors [open]")).toBe(1);
     await page.run(`location.hash = "#/session/s1"`);
     await waitFor(
       async () =>
-        (await page.texts(".turn .line-text")).join() === "failed,exit 1: npm test,denied",
+        (await page.texts(".turn .line-text")).join() === "failed,exit 1: npm test,denied,",
       "its calls",
     );
     expect((await page.texts(".turn .reason")).join()).toStartWith("why,y\ny\n");
+    const narrow = { width: 380, height: 500, deviceScaleFactor: 1, mobile: false };
+    await page.cdp("Emulation.setDeviceMetricsOverride", narrow);
     await page.click('#session-facts a[href$="?tab=errors"]');
     await waitFor(async () => (await failures()) === 2, "the list again");
+    const topOf = `document.querySelector("#tabs").getBoundingClientRect().top`;
+    await waitFor(async () => (await page.run<number>(topOf)) < 250, "it in sight");
     await told("session_end", 12, {
       reason: "interrupted",
       todos: [{ content: "Test it", status: "in_progress" }],
@@ -978,6 +987,33 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     await page.goto("/?again");
     await waitFor(async () => (await page.text(".session-label")) === "Later", "the page");
     expect(await status()).toBe("Done");
+  });
+
+  test("what failed long ago, also in a session below: as many lines as the tab counts, once they are here", async () => {
+    await using fresh = await startTestServer();
+    const timestamp = Date.now() - 60 * MINUTE_MS;
+    const failed = { outcome: "failed", error: "why" };
+    await post(fresh, [
+      { ...call("bash", failed, "s1"), timestamp },
+      { type: "session_start", session_id: "kid", timestamp, data: { parent_session_id: "s1" } },
+      { type: "session_error", session_id: "kid", timestamp, data: { error: "its own" } },
+      ...Array.from({ length: 500 }, () => call("later", {}, "s2")),
+    ]);
+    const before = `{
+      const ask = fetch;
+      window.fetch = async (path, ...more) => {
+        if (/spans.*(sessionId|before)=|session_error/.test(path))
+          await new Promise((tell) => (window.goOn ??= []).push(tell));
+        return ask(path, ...more);
+      };
+    }`;
+    using page = await openPage(fresh, { path: "/#/session/s1?tab=errors", before });
+    await waitFor(async () => (await page.text("#errors p")) === "Not loaded.", "that more is");
+    await page.run(`goOn.push = (tell) => tell(), goOn.forEach((tell) => tell())`);
+    const reasons = async () => (await page.texts("#errors .reason")).sort().join();
+    await waitFor(async () => (await reasons()) === "its own,why", "both");
+    expect(await page.text('#tabs label:has([value="errors"]) small')).toBe("2");
+    expect(page.problems).toEqual([]);
   });
 
   test("a call of an agent, by its address: its turn and its agent are opened, and it is selected", async () => {

@@ -367,9 +367,12 @@ describe("OpenCode 2, setup", () => {
     const asked: number[] = [];
     let [at, opened] = [1_000_000_000, 0];
     let reopen: (() => void) | undefined;
+    let [goOn, close] = [() => {}, () => {}];
     async function* subscribe() {
-      opened += 1;
+      // The second says nothing at first.
+      if (++opened === 2) await new Promise<void>((resolve) => (goOn = resolve));
       for (const line of JULY.slice(opened, opened + 1)) yield line.event;
+      if (opened === 2) await new Promise<void>((resolve) => (close = resolve));
     }
     const schedule = (action: () => void, ms: number) => {
       if (ms === 250) reopen = action;
@@ -378,9 +381,11 @@ describe("OpenCode 2, setup", () => {
     const reporter = createReporter(createTranslator2(), {
       ...{ server: server.url, sender: "the sender", now: () => at, schedule },
     });
+    let told = Promise.resolve();
     async function* read(since: number) {
       yield [];
       asked.push(since);
+      await told;
     }
     reporter.join(directory, () => {}, read);
     await waitFor(() => asked.length === 1, "the past");
@@ -388,11 +393,60 @@ describe("OpenCode 2, setup", () => {
     await waitFor(() => reopen !== undefined, "the end of the stream");
     const endedAt = at;
     at += 3_600_000;
+    const { promise, resolve: finish } = Promise.withResolvers<void>();
+    told = promise;
     reopen?.();
     await waitFor(() => asked.length === 2, "the past, again");
-    expect(asked[1]).toBe(endedAt - 60_000);
+    goOn();
+    await Bun.sleep(0);
+    finish();
+    await waitFor(() => asked.length === 3, "what has happened until it was heard");
+    expect(asked.slice(1)).toEqual([endedAt - 60_000, at - 60_000]);
+    close();
     leave();
     await reporter.close(1_000);
+  });
+
+  test("a turn that ended between two streams isn't interrupted at the exit", async () => {
+    await using server = await startTestServer(played);
+    const directory = "/home/dev/project";
+    const [sessionID, created] = ["ses_1", Date.now() - 9_000];
+    const said = { id: "evt_1", type: "session.execution.started", created, data: { sessionID } };
+    const of = {
+      type: "session_end",
+      session_id: sessionID,
+      data: { reason: "completed" },
+    } as const;
+    const end = { ...of, id: "evt_2:session_end", timestamp: created + 5_000 };
+    let reopen: (() => void) | undefined;
+    let opened = 0;
+    async function* subscribe() {
+      if (++opened === 1) yield said;
+      else await new Promise(() => {});
+    }
+    async function* read() {
+      yield opened > 1 || reopen ? [end] : [];
+    }
+    const schedule = (action: () => void, ms: number) => {
+      if (ms === 250) reopen = action;
+      else if (ms < 250) queueMicrotask(action);
+      return () => {};
+    };
+    const reporter = createReporter(createTranslator2(), {
+      ...{ server: server.url, sender: "the sender", schedule },
+    });
+    reporter.join(directory, () => {}, read);
+    const leave = follow2({ event: { subscribe }, location: { directory } }, reporter);
+    const states = async () =>
+      (await listed(server)).map((row) => `${row.status} ${row.info.reason}`);
+    await waitFor(async () => (await states()).join().startsWith("active"), "the turn");
+    await waitFor(() => reopen !== undefined, "the end of the stream");
+    reopen?.();
+    await waitFor(async () => (await states()).join() === "completed completed", "its end");
+    expect(reporter.translator.isRunning()).toBe(false);
+    leave();
+    await reporter.close(1_000);
+    expect(await states()).toEqual(["completed completed"]);
   });
 
   test("survives a stream that fails, a session that isn't there, and events of another shape", async () => {

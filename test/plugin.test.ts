@@ -691,6 +691,12 @@ describe("content", () => {
     ["a quote in what is quoted", '{"password": "a\\"hunter22"}', "hunter22"],
     ["a quoted text of 600 characters", `password="${"x".repeat(590)}"`, "x".repeat(99)],
     ["a login of .netrc", "machine h login me password hunter22", "hunter22"],
+    [
+      "a login of .netrc on lines of its own",
+      "machine h\n  login me\n  password hunter22",
+      "hunter22",
+    ],
+    ["an option with more before it", "vault --db-root-token hunter22", "hunter22"],
     ["sshpass", "sshpass -p hunter22 ssh h", "hunter22"],
     ["a login of Docker", "docker login -u me -p hunter22", "hunter22"],
     ["a password of MySQL", "mysql -u root -phunter22 db", "hunter22"],
@@ -772,6 +778,8 @@ describe("content", () => {
     "ssl --private-key=/etc/ssl/key.pem credentials: /home/me/.aws/credentials",
     "ssh -p 2222 git@host; docker run -p 8080:80 x; mkdir -p src/components",
     "git clone ssh://git@github.com/x/y; cookies: yes; http://localhost:8080/@scope/x?key=name",
+    "git diff -b --stat=80 src && bun test; find mysql -print; docker run mysql -p 127.0.0.1:3306:3306",
+    "Write a two-pass parser; per-token cost; Mend the login form password validation",
     "git checkout -b feature; curl -b cookies.txt x; bypass: 12; 12 pass; auth: none",
   ])("%s stays", (command) => {
     expect(createShape({})(event("tool_use", { args: { command } })).data.args).toEqual({

@@ -122,6 +122,14 @@ test.skipIf(!hasChromium)(
       async () => (await page.texts(".turn .line-length")).join().startsWith("waits "),
       "the call that waits",
     );
+    expect(await page.attribute(".turn .line .key", "class")).toContain("key-wait");
+    const data = { tool: "question", call_id: "r", outcome: "cancelled" };
+    await post(server, { type: "tool_use", session_id: "child", data });
+    await waitFor(
+      async () =>
+        (await page.attribute(".turn .line .key", "class")) === "key key-other key-cancelled",
+      "the call that is over, though its question is open",
+    );
     // The page of the session that has sent it out says so first.
     await page.run(`location.hash = "#/session/top"`);
     await waitFor(

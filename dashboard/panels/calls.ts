@@ -123,7 +123,7 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
   /** @param turn in which it has its place; null: it stands alone */
   function lineOf(span: SpanEntry, turn: Turn | null): Line {
     const { row, start, end } = span;
-    const wait = row.call_id === null ? undefined : waitOf(span);
+    const wait = row.call_id === null || end !== null ? undefined : waitOf(span);
     const time = formatDuration(end === null ? now - (wait?.start ?? start) : row.duration_ms);
     const verb = end !== null ? "" : wait ? "waits " : "runs ";
     const took = isMoment(span) ? null : `${verb}${time}`;
@@ -188,16 +188,17 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
       const lines = failures.slice(0, errorsEnd.limit).map((span): Line => {
         const owner = rows.sessions.get(span.row.session_id);
         const isBelow = owner !== undefined && owner !== session;
-        const who = isBelow && { label: labelOf(owner), href: sessionHref(owner.row.id) };
         return {
           ...lineOf(span, null),
           reason: wholeError(span),
           href: hashOf({ sessionId, tab: "errors", spanId: span.row.id }),
-          ...(who && { session: who }),
+          ...(isBelow && { session: { label: labelOf(owner), href: sessionHref(owner.row.id) } }),
         };
       });
       showErrors(lines);
-      errorsEnd.show(lines.length, lines.length < failures.length);
+      if (failures.some(isSelectedIn)) isSought = false;
+      const words = countOf(rows, sessionId, "error_count") > 0 ? "Not loaded." : undefined;
+      errorsEnd.show(lines.length, lines.length < failures.length, words);
     },
   };
 }

@@ -43,10 +43,7 @@ export function createSessionTabs(chosen: (tab: Tab) => void, changed: () => voi
     const radio = create("input", { type: "radio", name: "tab", value: tab, class: "unseen" });
     const label = group.appendChild(create("label", { text: `${wordOf(tab)} ` }));
     label.append(radio, create("small"));
-    radio.addEventListener("change", () => {
-      scrollTo({ top: group.offsetTop }); // on a narrow screen what was asked for is below
-      chosen(tab);
-    });
+    radio.addEventListener("change", () => chosen(tab));
   }
 
   async function askSpent({ id, tokens, cost }: SessionEntry["row"]): Promise<void> {
