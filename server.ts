@@ -1682,8 +1682,8 @@ function activeness({ facts, last_end_at, last_model_at }: SessionFold, newest: 
 
 // -- Retention
 
-const PRUNE_STEP_MS = 3; // of one step, between which others have their turn
-const PRUNE_ROWS = 100; // rows deleted at once: under a millisecond
+const PRUNE_STEP_MS = 1; // of one step, between which others have their turn; its commit takes up to twenty times that
+const PRUNE_ROWS = 25; // rows deleted at once: under a millisecond, also where each is on pages of its own
 const PRUNE_PAUSE_MS = 5; // while requests come: so that all that came meanwhile are answered before it goes on
 
 function createRetention(db: Database, sql: Sql, writer: ReturnType<typeof createWriter>) {
