@@ -223,6 +223,7 @@ describe("a client that doesn't read", () => {
   test(`ten of them beside five that do, ${COUNT} events of 1 KB: the five get all, memory stays, then the ten get all`, async () => {
     const dataDir = tempDir();
     await using server = await spawnServer({ dataDir });
+    await fetch(server.url); // the page is bundled now, and not while memory is watched
     const event = {
       type: "tool_use",
       session_id: "s1",
