@@ -975,6 +975,52 @@ describe.skipIf(!hasChromium)("the dashboard", () => {
     expect(page.problems).toEqual([]);
   });
 
+  test("the page of a failed agent, of a session whose agents had errors, of one that is silent: each says why", async () => {
+    await using fresh = await startTestServer();
+    const agent = (call_id: string, child_session_id: string, outcome: string): PostedEvent[] => [
+      {
+        type: "agent_spawn",
+        session_id: "top",
+        data: { subagent_type: "explore", description: "Look", call_id, child_session_id },
+      },
+      {
+        type: "session_start",
+        session_id: child_session_id,
+        data: { title: `Of ${child_session_id}`, parent_session_id: "top" },
+      },
+      { type: "agent_complete", session_id: "top", data: { call_id, outcome } },
+    ];
+    await post(fresh, [
+      ...agent("a", "broken", "failed"),
+      {
+        type: "model_response",
+        session_id: "broken",
+        data: { call_id: "m", model: "opus", outcome: "failed", error: "No credit" },
+      },
+      { type: "session_end", session_id: "broken", data: { reason: "error" } },
+      ...agent("b", "fine", "ok"),
+      call("bash", { outcome: "exit", exit_code: 2 }, "fine"),
+      {
+        type: "model_request",
+        session_id: "quiet",
+        timestamp: Date.now() - 6 * MINUTE_MS,
+        data: { call_id: "m", model: "opus" },
+      },
+    ]);
+    using page = await openPage(fresh, { path: "/#/session/broken" });
+    const shows = (selector: string, expected: RegExp) =>
+      waitFor(async () => expected.test((await page.text(selector)) ?? ""), String(expected));
+    await shows("#session-status", /^Failed /);
+    await shows("#session-error", /^No credit$/);
+    expect(await factsOf(page)).toContain("Errorsits own failure");
+    await page.run(`location.hash = "#/session/top?tab=errors"`);
+    await waitFor(async () => (await page.count("#errors .line")) === 2, "both");
+    expect(await page.texts("#errors .line-session")).toEqual(["", "Of fine"]);
+    await page.run(`location.hash = "#/session/quiet"`);
+    await shows("#session-status", /^Silent: opus thinks, 6 m\. Active /);
+    expect(page.problems).toEqual([]);
+  });
+
   test("an ended session stays ended after an update, also when loaded anew", async () => {
     await using fresh = await startTestServer();
     await post(fresh, [call("a"), { type: "session_end", session_id: "s1" }]);
