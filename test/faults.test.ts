@@ -442,8 +442,7 @@ describe("another process", () => {
       return refused.push(event.id);
     };
     await post();
-    using database = new Database(databasePath(dataDir));
-    database.run("BEGIN EXCLUSIVE");
+    using database = lock(dataDir, "EXCLUSIVE");
     const released = Date.now() + LOCK_MS;
     const stopProbe = startProbe(server, [...GET_ROUTES, "/api/sessions/s1"]);
     await Promise.all(
