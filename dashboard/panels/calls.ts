@@ -95,8 +95,11 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
   }
 
   /** The question that a call is held up by. */
-  const waitOf = ({ row: { session_id, call_id } }: SpanEntry) =>
-    spansOf(rows, session_id).wait.find(({ row, end }) => end === null && row.call_id === call_id);
+  function waitOf({ row: { session_id, call_id }, end }: SpanEntry): SpanEntry | undefined {
+    if (end !== null || call_id === null) return undefined;
+    const { wait } = spansOf(rows, session_id);
+    return wait.find(({ row, end }) => end === null && row.call_id === call_id);
+  }
 
   /** It is the selected one, or the agent that did it. */
   function isSelectedIn({ row }: SpanEntry): boolean {
@@ -123,7 +126,7 @@ export function createCalls(changed: () => void, loadSpans: (sessionId: string) 
   /** @param turn in which it has its place; null: it stands alone */
   function lineOf(span: SpanEntry, turn: Turn | null): Line {
     const { row, start, end } = span;
-    const wait = row.call_id === null || end !== null ? undefined : waitOf(span);
+    const wait = waitOf(span);
     const time = formatDuration(end === null ? now - (wait?.start ?? start) : row.duration_ms);
     const verb = end !== null ? "" : wait ? "waits " : "runs ";
     const took = isMoment(span) ? null : `${verb}${time}`;
