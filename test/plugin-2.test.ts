@@ -449,6 +449,23 @@ describe("OpenCode 2, setup", () => {
     expect(await states()).toEqual(["completed completed"]);
   });
 
+  test("the end of an earlier turn, told from the store, doesn't end the one that runs", () => {
+    const { translate, settle, isRunning } = createTranslator2();
+    const [sessionID, created] = ["ses_1", Date.now()];
+    const said = { id: "evt_9", type: "session.execution.started", created, data: { sessionID } };
+    translate(said);
+    const endAt = (timestamp: number) =>
+      settle({
+        ...{ id: "evt_2", session_id: sessionID, data: {} },
+        type: "session_end",
+        timestamp,
+      });
+    endAt(created - 1);
+    expect(isRunning()).toBe(true);
+    endAt(created + 1);
+    expect(isRunning()).toBe(false);
+  });
+
   test("survives a stream that fails, a session that isn't there, and events of another shape", async () => {
     const stored: TelemetryEvent[] = [];
     await using server = Bun.serve({
